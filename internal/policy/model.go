@@ -233,7 +233,24 @@ type ContainerPort struct {
 	Port     uint16
 }
 
-// Key returns "namespace/name".
+// PolicyKey names a policy object.
+type PolicyKey struct {
+	Kind            Kind
+	Namespace, Name string
+}
+
+// String returns "Kind namespace/name", or "Kind name" for a cluster-scoped kind.
+func (k PolicyKey) String() string {
+	if k.Namespace == "" {
+		return string(k.Kind) + " " + k.Name
+	}
+	return string(k.Kind) + " " + k.Namespace + "/" + k.Name
+}
+
+// Key returns the policy's kind, namespace and name.
+func (p *Policy) Key() PolicyKey { return PolicyKey{p.Kind, p.Namespace, p.Name} }
+
+// Key returns the pod's namespace and name.
 func (p *Pod) Key() PodKey { return PodKey{p.Namespace, p.Name} }
 
 // PodKey names a pod.
@@ -241,6 +258,9 @@ type PodKey struct{ Namespace, Name string }
 
 // String returns "namespace/name".
 func (k PodKey) String() string { return k.Namespace + "/" + k.Name }
+
+// LabelNamespaceName is the label that holds a namespace's name.
+const LabelNamespaceName = "kubernetes.io/metadata.name"
 
 // Namespace is a namespace with its labels.
 // The label kubernetes.io/metadata.name is always present.
@@ -360,6 +380,12 @@ const (
 	IndexNoBackend = -6
 	// IndexProtected: the destination is in Snapshot.Protected and no rule names it.
 	IndexProtected = -7
+	// IndexUnknown: the endpoint is not part of the Snapshot, or the other end is no address.
+	IndexUnknown = -8
+	// IndexDeferred: no single rule decided, see Deferred; Name is the Service's "namespace/name".
+	IndexDeferred = -9
+	// IndexCapacity: the endpoint's rules do not fit, so everything is denied (ErrCapacity).
+	IndexCapacity = -10
 )
 
 // Decision is the answer of Evaluate.
