@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Flow state, counters and events of one endpoint. */
+#ifndef POSTERN_FLOW_H
+#define POSTERN_FLOW_H
+
+#include "decide.h"
+#include "parse.h"
+
+static __always_inline void count(enum counter which, __u64 n)
+{
+	__u32 k = which;
+	__u64 *v = bpf_map_lookup_elem(&counters, &k);
+
+	if (v)
+		*v += n;
+}
+
+/* Exact: a decision is counted under its rule, or as unattributed if the table is full. */
+__noinline int count_rule(__u32 gen, __u32 rule, __u64 packets, __u64 bytes)
+{
+	struct stats_key k = { .gen = gen, .rule = rule & RULE_MASK };
+	struct stats *s = bpf_map_lookup_elem(&rule_stats, &k);
+
+	if (!s) {
+		struct stats zero = {};
+
+		bpf_map_update_elem(&rule_stats, &k, &zero, BPF_NOEXIST);
+		s = bpf_map_lookup_elem(&rule_stats, &k);
+		if (!s) {
+			count(COUNT_STATS_FULL, packets);
+			count(COUNT_STATS_FULL_BYTES, bytes);
+			return 0;
+		}
+	}
+	s->packets += packets;
+	s->bytes += bytes;
+	return 0;
+}
+
+static __always_inline __u64 timeout_of(const struct settings *cfg, const struct flow_key *k,
+					const struct flow *f)
+{
+	if (k->kind == KIND_FRAG_EGRESS || k->kind == KIND_FRAG_INGRESS)
+		return 5000000000ULL;
+	if (f->state == STATE_OPENING)
+		return cfg->timeout_opening_ns;
+	if (k->proto == IPPROTO_TCP)
+		return f->state == STATE_CLOSING ? cfg->timeout_closing_ns : cfg->timeout_tcp_ns;
+	if (k->kind == KIND_ECHO_EGRESS || k->kind == KIND_ECHO_INGRESS)
+		return cfg->timeout_icmp_ns;
+	return cfg->timeout_udp_ns;
+}
+
+static __always_inline bool expired(const struct settings *cfg, const struct flow_key *k,
+				    const struct flow *f, __u64 now)
+{
+	/* last_seen of another CPU may be a jiffy ahead of now. */
+	return (__s64)(now - f->last_seen) > (__s64)timeout_of(cfg, k, f);
+}
+
+__noinline int emit_close(__u32 gen, const struct flow_key *k, const struct flow *f,
+				 __u64 now)
+{
+	struct event *e;
+
+	if (!k || !f || k->kind == KIND_FRAG_EGRESS || k->kind == KIND_FRAG_INGRESS)
+		return 0;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		count(COUNT_EVENTS_LOST, 1);
+		return 0;
+	}
+	e->time = now;
+	e->created = f->created;
+	e->packets[0] = f->packets[0];
+	e->packets[1] = f->packets[1];
+	e->bytes[0] = f->bytes[0];
+	e->bytes[1] = f->bytes[1];
+	e->laddr = k->laddr;
+	e->raddr = k->raddr;
+	e->lport = k->lport;
+	e->rport = k->rport;
+	e->gen = gen;
+	e->revision = f->revision;
+	e->rule = f->rule;
+	e->staged = f->staged;
+	e->type = EVENT_CLOSE;
+	e->dir = f->opener;
+	e->proto = k->proto;
+	e->tcp_flags = 0;
+	bpf_ringbuf_submit(e, 0);
+	return 0;
+}
+
+struct collect_ctx {
+	const struct settings *cfg;
+	__u64 now;
+	__u32 gen;
+	__u32 removed;
+};
+
+static long collect_one(void *map, struct flow_key *k, struct flow *f, struct collect_ctx *ctx)
+{
+	struct flow_key key;
+
+	if (!expired(ctx->cfg, k, f, ctx->now))
+		return 0;
+	__builtin_memcpy(&key, k, sizeof(key));
+	emit_close(ctx->gen, &key, f, ctx->now);
+	if (!bpf_map_delete_elem(map, &key))
+		ctx->removed++;
+	return 0;
+}
+
+/* Remove what has expired from one endpoint's table; returns how many. */
+__noinline __u32 collect(__u32 slot, __u32 gen, __u64 now)
+{
+	struct collect_ctx ctx = { .gen = gen, .now = now };
+	__u32 zero = 0;
+	void *table = bpf_map_lookup_elem(&flows, &slot);
+
+	ctx.cfg = bpf_map_lookup_elem(&config, &zero);
+	if (!table || !ctx.cfg)
+		return 0;
+	bpf_for_each_map_elem(table, collect_one, &ctx, 0);
+	return ctx.removed;
+}
+
+#endif

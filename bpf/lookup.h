@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Functions that are not static are "global" to the verifier: checked once, by
+ * their arguments' types, instead of at every call.
+ *
+ * From an address and a port to a rule: address -> class (trie), (ruleset,
+ * class) -> list, port -> interval (binary search). No step depends on the
+ * number of rules; the search is over the intervals of one class.
+ */
+#ifndef POSTERN_LOOKUP_H
+#define POSTERN_LOOKUP_H
+
+#include "maps.h"
+#include <bpf_endian.h>
+
+#define V4_PREFIX bpf_htonl(0x0000ffff)
+
+static __always_inline bool is_v4(const struct addr *a)
+{
+	return a->d[0] == 0 && a->w[2] == V4_PREFIX;
+}
+
+static __always_inline void set_v4(struct addr *a, __be32 v4)
+{
+	a->d[0] = 0;
+	a->w[2] = V4_PREFIX;
+	a->w[3] = v4;
+}
+
+static __always_inline bool addr_equal(const struct addr *a, const struct addr *b)
+{
+	return a->d[0] == b->d[0] && a->d[1] == b->d[1];
+}
+
+static __always_inline __u32 popcount64(__u64 x)
+{
+	x -= (x >> 1) & 0x5555555555555555ULL;
+	x = (x & 0x3333333333333333ULL) + ((x >> 2) & 0x3333333333333333ULL);
+	x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
+	return (x * 0x0101010101010101ULL) >> 56;
+}
+
+#define CLASS_MISSING 0xffffffffu
+
+struct walk {
+	__u64 hi, lo; /* the rest of the address, most significant bit first */
+	__u32 value, world;
+};
+
+static long trie_step(__u32 i, struct walk *w)
+{
+	__u32 idx = w->value & ~TRIE_CHILD, byte, word, run;
+	struct trie_node *n;
+	void *m;
+	__u32 *v;
+
+	m = bpf_map_lookup_elem(&trie_nodes, &w->world);
+	n = m ? bpf_map_lookup_elem(m, &idx) : 0;
+	if (!n) {
+		w->value = CLASS_MISSING;
+		return 1;
+	}
+	if (n->nskip) {
+		__u32 bits = (n->nskip & 7) * 8;
+
+		if (w->hi >> ((64 - bits) & 63) != n->skip) {
+			w->value = n->miss;
+			return 1;
+		}
+		w->hi = w->hi << bits | w->lo >> ((64 - bits) & 63);
+		w->lo <<= bits;
+	}
+	byte = w->hi >> 56;
+	w->hi = w->hi << 8 | w->lo >> 56;
+	w->lo <<= 8;
+	word = byte >> 6;
+	run = popcount64(n->starts[word & 3] & ~0ULL >> (63 - (byte & 63))) - 1;
+	if (word == 1)
+		run += n->before[0];
+	else if (word == 2)
+		run += n->before[1];
+	else if (word == 3)
+		run += n->before[2];
+	if (n->base == TRIE_INLINED) {
+		w->value = run < TRIE_INLINE ? n->runs[run] : CLASS_MISSING;
+	} else {
+		run += n->base;
+		m = bpf_map_lookup_elem(&trie_runs, &w->world);
+		v = m ? bpf_map_lookup_elem(m, &run) : 0;
+		w->value = v ? *v : CLASS_MISSING;
+	}
+	return w->value == CLASS_MISSING || !(w->value & TRIE_CHILD);
+}
+
+/*
+ * Class of an address, with its property bits; CLASS_MISSING if the trie is
+ * inconsistent, which denies. Addresses outside every prefix have class 0.
+ */
+__noinline __u32 trie_walk(const struct addr *a, __u32 world)
+{
+	struct walk w = { .world = world };
+	__u32 root, *v;
+	void *m;
+
+	if (!a)
+		return CLASS_MISSING;
+	if (is_v4(a)) {
+		__u32 v4 = bpf_ntohl(a->w[3]);
+
+		root = v4 >> 16;
+		w.hi = (__u64)v4 << 48;
+	} else {
+		w.hi = bpf_be64_to_cpu(a->d[0]);
+		w.lo = bpf_be64_to_cpu(a->d[1]);
+		root = 65536 + (__u32)(w.hi >> 48);
+		w.hi = w.hi << 16 | w.lo >> 48;
+		w.lo <<= 16;
+	}
+	m = bpf_map_lookup_elem(&trie_roots, &world);
+	v = m ? bpf_map_lookup_elem(m, &root) : 0;
+	if (!v)
+		return CLASS_MISSING;
+	w.value = *(volatile __u32 *)v;
+	if (w.value & TRIE_CHILD)
+		bpf_loop(14, trie_step, &w, 0);
+	/* A child where the address ends, or a hole: deny. */
+	return w.value & TRIE_CHILD ? CLASS_MISSING : w.value;
+}
+
+/*
+ * What the ruleset says of (class, proto, port): RULE_* bits and a rule ID;
+ * 0 (dropped, REASON_NONE) if the ruleset is missing.
+ */
+__noinline __u32 ruleset_lookup(__u32 world, __u32 ruleset, __u32 class, __u32 protoport)
+{
+	struct table_key key = { .ruleset = ruleset, .class = class & CLASS_MASK };
+	void *tbl = bpf_map_lookup_elem(&tables, &world);
+	void *ents = bpf_map_lookup_elem(&entries, &world);
+	struct list_ref *list;
+	struct entry *e;
+	__u32 lo, n, mid;
+	int i;
+
+	if (!tbl || !ents)
+		return REASON_NO_RULESET;
+	list = bpf_map_lookup_elem(tbl, &key);
+	if (!list) {
+		key.class = 0;
+		list = bpf_map_lookup_elem(tbl, &key);
+		if (!list)
+			return REASON_NO_RULESET;
+	}
+	/* Last entry with start <= protoport; the first starts at 0. */
+	lo = list->off;
+	n = list->len;
+	for (i = 0; i < LIST_STEPS; i++) {
+		__u32 half = n >> 1;
+
+		if (n <= 1)
+			break;
+		mid = lo + half;
+		e = bpf_map_lookup_elem(ents, &mid);
+		if (!e)
+			return REASON_NO_RULESET;
+		if (e->start <= protoport) {
+			lo = mid;
+			n -= half;
+		} else {
+			n = half;
+		}
+	}
+	e = bpf_map_lookup_elem(ents, &lo);
+	if (!e)
+		return REASON_NO_RULESET;
+	return e->rule;
+}
+
+#endif

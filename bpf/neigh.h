@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * ARP and neighbour discovery are not subject to policy (a pod without them
+ * has no network) and so must carry nothing and claim nothing but the pod's own.
+ */
+#ifndef POSTERN_NEIGH_H
+#define POSTERN_NEIGH_H
+
+#include "parse.h"
+
+static __always_inline bool own_addr(const struct endpoint *ep, const struct addr *a)
+{
+	int i;
+
+	for (i = 0; i < MAX_ADDRS; i++) {
+		if (i >= ep->naddrs)
+			break;
+		if (addr_equal(&ep->addrs[i], a))
+			return true;
+	}
+	return false;
+}
+
+static __always_inline bool mac_equal(const __u8 *a, const __u8 *b)
+{
+	return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) | (a[4] ^ b[4]) |
+		 (a[5] ^ b[5]));
+}
+
+static __always_inline bool is_link_local(const struct addr *a)
+{
+	return a->b[0] == 0xfe && (a->b[1] & 0xc0) == 0x80;
+}
+
+static __always_inline bool is_unspecified(const struct addr *a)
+{
+	return a->d[0] == 0 && a->d[1] == 0;
+}
+
+/* ff02::/16, link scope. */
+static __always_inline bool is_link_multicast(const struct addr *a)
+{
+	return a->b[0] == 0xff && (a->b[1] & 0x0f) == 2;
+}
+
+/* An ARP frame from the pod: sender must be the pod (or a probe from 0.0.0.0, RFC 5227). */
+__noinline int arp_from_pod(struct __sk_buff *skb, const struct endpoint *ep)
+{
+	struct arphdr_eth arp;
+	struct addr sender;
+	__u32 spa;
+
+	if (!ep)
+		return REASON_ARP;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &arp, sizeof(arp)) < 0)
+		return REASON_ARP;
+	if (arp.hrd != bpf_htons(1) || arp.pro != bpf_htons(ETH_P_IP) || arp.hln != 6 || arp.pln != 4)
+		return REASON_ARP;
+	if (arp.op != bpf_htons(1) && arp.op != bpf_htons(2))
+		return REASON_ARP;
+	/* Anything behind the 28 bytes is padding of a minimum frame at most. */
+	if (skb->len > 60)
+		return REASON_ARP;
+	if (!mac_equal(arp.sha, ep->mac))
+		return REASON_ARP;
+	__builtin_memcpy(&spa, arp.spa, 4);
+	if (!spa)
+		return 0;
+	set_v4(&sender, spa);
+	return own_addr(ep, &sender) ? 0 : REASON_ARP;
+}
+
+/*
+ * NDP and MLD from the pod. NS, NA, RS: hop limit 255, code 0, on-link
+ * destination, at most one link-layer option, which names the pod's MAC.
+ * MLD: hop limit 1, link scope. RA and redirect never (RFC 4861, RFC 3810).
+ */
+__noinline int ndp_from_pod(struct __sk_buff *skb, const struct endpoint *ep, const struct pkt *p)
+{
+	__u32 have, fixed;
+	__u8 h[32];
+	struct addr target;
+	bool onlink;
+
+	if (!ep || !p)
+		return REASON_NDP;
+	have = p->end - p->l4;
+	if (p->frag)
+		return REASON_NDP;
+	if (!is_link_local(&p->src) && !is_unspecified(&p->src) && !own_addr(ep, &p->src))
+		return REASON_SOURCE;
+	if ((p->icmp_type >= 130 && p->icmp_type <= 132) || p->icmp_type == 143) {
+		if (p->hop_limit != 1 || !is_link_multicast(&p->dst) || have > 256)
+			return REASON_NDP;
+		return 0;
+	}
+	if (p->icmp_type != 133 && p->icmp_type != 135 && p->icmp_type != 136)
+		return REASON_NDP;
+	if (p->hop_limit != 255)
+		return REASON_NDP;
+	onlink = is_link_multicast(&p->dst) || is_link_local(&p->dst);
+	if (!onlink) {
+		int i;
+
+		/* Unicast probe of a neighbour with a global address: same /64 as the pod. */
+		for (i = 0; i < MAX_ADDRS; i++) {
+			if (i >= ep->naddrs)
+				break;
+			if (!is_v4(&ep->addrs[i]) && ep->addrs[i].d[0] == p->dst.d[0])
+				onlink = true;
+		}
+	}
+	if (!onlink)
+		return REASON_NDP;
+	fixed = p->icmp_type == 133 ? 8 : 24;
+	if (have != fixed && have != fixed + 8)
+		return REASON_NDP;
+	__builtin_memset(h, 0, sizeof(h));
+	if (fixed == 8) {
+		if (have == 16 && bpf_skb_load_bytes(skb, p->l4 + 8, h + 24, 8) < 0)
+			return REASON_NDP;
+	} else {
+		if (bpf_skb_load_bytes(skb, p->l4, h, 24) < 0)
+			return REASON_NDP;
+		if (have == 32 && bpf_skb_load_bytes(skb, p->l4 + 24, h + 24, 8) < 0)
+			return REASON_NDP;
+	}
+	if (have == fixed + 8 &&
+	    ((h[24] != 1 && h[24] != 2) || h[25] != 1 || !mac_equal(h + 26, ep->mac)))
+		return REASON_NDP;
+	if (p->icmp_type == 136) {
+		__builtin_memcpy(&target, h + 8, 16);
+		if (!own_addr(ep, &target) && !is_link_local(&target))
+			return REASON_NDP;
+	}
+	return 0;
+}
+
+#endif
