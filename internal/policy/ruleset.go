@@ -2,6 +2,7 @@ package policy
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/postern-dev/postern/internal/packet"
 )
@@ -33,8 +34,11 @@ type Match struct {
 
 // CompiledRule is a rule of a Ruleset. It matches if one of its Matches does.
 type CompiledRule struct {
-	Ref     RuleRef
-	Tier    int // index of the tier in evaluation order, from 0
+	Ref RuleRef
+	// Tier is the index of the tier in evaluation order, from 0; the rules
+	// behind all tiers (IndexProtected, IndexNoMatch) have the number of tiers,
+	// at most MaxTiers, so that a Pass of the last tier arrives at them.
+	Tier    int
 	Action  Action
 	Matches []Match
 }
@@ -43,12 +47,16 @@ type CompiledRule struct {
 // that is selected by the same policies. The first rule that matches decides;
 // a Pass goes on at the first rule of a later tier. The last rule matches
 // everything, so there is always a decision.
+//
+// That a pod reaches itself (IndexSelf) is not in a Ruleset: whoever uses it
+// compares with Compiled.Addresses first, as Lookup and the kernel do. The first
+// rule of every Ingress ruleset accepts the pod's own node (IndexNode).
 type Ruleset struct {
 	// ID is a digest of the content: equal Rulesets have equal IDs, across restarts too.
 	ID        string
 	Direction Direction
-	// Selected says that some policy governs this direction. If not, the only
-	// rule is the Kubernetes default (IndexNoMatch).
+	// Selected says that some policy governs this direction. If not, there is
+	// only the Kubernetes default (IndexNoMatch), behind IndexNode for Ingress.
 	Selected bool
 	Rules    []CompiledRule
 }
@@ -64,7 +72,10 @@ type Compiled struct {
 	Revision  uint64
 	Rulesets  map[string]*Ruleset      // by ID
 	Endpoints map[PodKey][2]string     // ruleset ID per Direction
+	Addresses map[PodKey][]netip.Addr  // an endpoint's own addresses, sorted (IndexSelf)
 	Sets      map[SetID][]netip.Prefix // disjoint, sorted, merged; every set that a Ruleset names
+	// NextExpiry is when the result changes by time alone; zero if never.
+	NextExpiry time.Time
 }
 
 // SetDelta is a change of a set's content. Add and Remove are disjoint.
@@ -73,11 +84,15 @@ type SetDelta struct{ Add, Remove []netip.Prefix }
 // Delta is what an incremental compilation changed. Applying it in the order
 // of the fields' comments never removes what is still in use.
 type Delta struct {
-	SetsChanged     map[SetID]SetDelta   // 1: new sets (all Add) and changed ones
-	RulesetsAdded   map[string]*Ruleset  // 2
-	Endpoints       map[PodKey][2]string // 3: new and changed endpoints
-	EndpointsGone   []PodKey             // 3
-	ServicesChanged bool                 // 3: the Services or Nodes of the Snapshot differ
-	RulesetsRemoved []string             // 4: no endpoint uses them any more
-	SetsRemoved     []SetID              // 5: no Ruleset names them any more
+	SetsChanged     map[SetID]SetDelta      // 1: new sets (all Add) and changed ones
+	RulesetsAdded   map[string]*Ruleset     // 2
+	Endpoints       map[PodKey][2]string    // 3: new and changed endpoints
+	Addresses       map[PodKey][]netip.Addr // 3: own addresses of new endpoints, and changed ones
+	EndpointsGone   []PodKey                // 3
+	ServicesChanged bool                    // 3: the Services or Nodes of the Snapshot differ
+	RulesetsRemoved []string                // 4: no endpoint uses them any more
+	SetsRemoved     []SetID                 // 5: no Ruleset names them any more
+
+	Revision   uint64    // of the result
+	NextExpiry time.Time // of the result, see Compiled
 }

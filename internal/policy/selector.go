@@ -2,6 +2,7 @@ package policy
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -80,7 +81,8 @@ func (s Selector) Matches(labels map[string]string) bool {
 }
 
 // String returns the canonical text form: "a in (x,y),b,!c", or "*" if s
-// selects everything. Equal selectors have equal text.
+// selects everything. Different selectors have different text: a key or value
+// with a character that labels can't have is quoted.
 func (s Selector) String() string {
 	if len(s.Requirements) == 0 {
 		return "*"
@@ -90,22 +92,42 @@ func (s Selector) String() string {
 		if i > 0 {
 			b.WriteByte(',')
 		}
+		key := labelText(r.Key)
 		switch r.Op {
 		case OpIn:
 			if len(r.Values) == 1 {
-				b.WriteString(r.Key + "=" + r.Values[0])
+				b.WriteString(key + "=" + labelText(r.Values[0]))
 				continue
 			}
-			b.WriteString(r.Key + " in (" + strings.Join(r.Values, ",") + ")")
+			b.WriteString(key + " in " + valuesText(r.Values))
 		case OpNotIn:
-			b.WriteString(r.Key + " notin (" + strings.Join(r.Values, ",") + ")")
+			b.WriteString(key + " notin " + valuesText(r.Values))
 		case OpExists:
-			b.WriteString(r.Key)
+			b.WriteString(key)
 		case OpDoesNotExist:
-			b.WriteString("!" + r.Key)
+			b.WriteString("!" + key)
 		default:
-			b.WriteString("?" + r.Key)
+			b.WriteString("?" + key)
 		}
 	}
 	return b.String()
+}
+
+func valuesText(values []string) string {
+	out := make([]string, len(values))
+	for i, v := range values {
+		out[i] = labelText(v)
+	}
+	return "(" + strings.Join(out, ",") + ")"
+}
+
+// labelText quotes what is neither a label's key nor its value.
+func labelText(s string) string {
+	odd := func(c rune) bool {
+		return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.ContainsRune("-_./", c))
+	}
+	if strings.ContainsFunc(s, odd) {
+		return strconv.Quote(s)
+	}
+	return s
 }
