@@ -27,6 +27,7 @@ struct {
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct settings);
+	__uint(map_flags, BPF_F_MMAPABLE);
 } config SEC(".maps");
 
 /* Host-side ifindex -> slot. Changes only when an endpoint comes or goes. */
@@ -51,6 +52,7 @@ struct {
 	__uint(max_entries, MAX_ENDPOINTS);
 	__type(key, __u32);
 	__type(value, __u32);
+	__uint(map_flags, BPF_F_MMAPABLE);
 } active SEC(".maps");
 
 struct {
@@ -102,6 +104,7 @@ struct {
 struct world_roots {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 2 * 65536);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, __u32);
 };
@@ -110,7 +113,7 @@ WORLD_MAP(trie_roots, world_roots);
 struct world_nodes {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
-	__uint(map_flags, BPF_F_INNER_MAP);
+	__uint(map_flags, BPF_F_INNER_MAP | BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, struct trie_node);
 };
@@ -119,7 +122,7 @@ WORLD_MAP(trie_nodes, world_nodes);
 struct world_runs {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
-	__uint(map_flags, BPF_F_INNER_MAP);
+	__uint(map_flags, BPF_F_INNER_MAP | BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, __u32);
 };
@@ -136,7 +139,7 @@ WORLD_MAP(tables, world_tables);
 struct world_entries {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
-	__uint(map_flags, BPF_F_INNER_MAP);
+	__uint(map_flags, BPF_F_INNER_MAP | BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, struct entry);
 };

@@ -190,6 +190,8 @@ struct settings {
 	__u32 revision;	     /* bumped after each change; a flow with another one is judged again */
 	__u32 mark;	     /* the "inspected" bit */
 	__u32 post_dnat;     /* 1: the look after DNAT is attached */
+	__u32 next_gen;	     /* user space: next incarnation number */
+	__u32 pad;
 	__u64 timeout_opening_ns;
 	__u64 timeout_tcp_ns;
 	__u64 timeout_closing_ns;

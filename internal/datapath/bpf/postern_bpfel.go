@@ -18,6 +18,12 @@ type PosternAddr struct {
 	B [16]uint8
 }
 
+type PosternCollectArgs struct {
+	_    structs.HostLayout
+	Slot uint32
+	Gen  uint32
+}
+
 type PosternCounter uint32
 
 const (
@@ -218,6 +224,8 @@ type PosternSettings struct {
 	Revision         uint32
 	Mark             uint32
 	PostDnat         uint32
+	NextGen          uint32
+	Pad              uint32
 	TimeoutOpeningNs uint64
 	TimeoutTcpNs     uint64
 	TimeoutClosingNs uint64

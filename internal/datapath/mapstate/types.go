@@ -1,0 +1,72 @@
+package mapstate
+
+// The kernel's structures, laid out as in bpf/types.h; a test in package
+// datapath compares them with the generated ones, field by field.
+
+// Bits of trie values and rules, and limits. Source: bpf/types.h.
+const (
+	TrieChild   = 0x80000000
+	TrieInlined = 0xffffffff
+	TrieInline  = 3
+	MaxSkip     = 7
+
+	ClassNode = 0x40000000
+	ClassMask = 0x3fffffff
+
+	RuleForwarded = 0x80000000
+	RuleDeferred  = 0x40000000
+	RuleMask      = 0x3fffffff
+
+	MaxCombos  = 8
+	CombosMany = 0xff
+
+	// MaxList bounds the entries of one list (LIST_STEPS of binary search).
+	MaxList = 1 << 19
+
+	// Roots is the number of first-level slots: IPv4, then IPv6, by their first 16 bits.
+	Roots = 2 * 65536
+)
+
+// Node is struct trie_node.
+type Node struct {
+	Starts [4]uint64
+	Skip   uint64
+	Miss   uint32
+	Base   uint32
+	Before [3]uint8
+	NSkip  uint8
+	Runs   [TrieInline]uint32
+}
+
+// TableKey is struct table_key.
+type TableKey struct{ Ruleset, Class uint32 }
+
+// ListRef is struct list_ref: Len entries from Off.
+type ListRef struct{ Off, Len uint32 }
+
+// Entry is struct entry: from Start (protocol<<16 | port) to the next entry's Start, Rule.
+type Entry struct{ Start, Rule uint32 }
+
+// ServiceKey is struct service_key. Addr is in network order, IPv4 as v4-mapped.
+// A NodePort has Addr zero, with a last byte of 1 in word 2 for IPv6 (see bpf/decide.h).
+type ServiceKey struct {
+	Addr  [16]byte
+	Port  uint16
+	Proto uint8
+	Pad   uint8
+}
+
+// Combo is struct combo.
+type Combo struct {
+	Class uint32
+	Port  uint16
+	Pad   uint16
+}
+
+// Service is struct service.
+type Service struct {
+	ID      uint32
+	NCombos uint8
+	Pad     [3]uint8
+	Combos  [MaxCombos]Combo
+}

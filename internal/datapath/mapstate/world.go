@@ -1,0 +1,386 @@
+package mapstate
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/postern-dev/postern/internal/packet"
+	"github.com/postern-dev/postern/internal/policy"
+)
+
+// ErrCapacity is wrapped by errors that say what does not fit: the structure,
+// the need and the limit. Nothing is ever cut to fit.
+var ErrCapacity = errors.New("does not fit")
+
+// setAllNodes is the set of every node's addresses; its class bit lets the
+// kernel know where NodePorts answer.
+const setAllNodes policy.SetID = "nodes:all-addresses"
+
+// Block is a run of Len array entries from Off.
+type Block struct{ Off, Len uint32 }
+
+// Changes is what to write to the kernel, in the order of the fields. Each
+// group may be written in any order within itself; between Late and the groups
+// before it, endpoints move to their new rulesets and a grace period passes.
+type Changes struct {
+	// Early: not reachable yet.
+	Nodes   []uint32             // indexes of new nodes
+	Runs    []Block              // new blocks of runs
+	Entries []Block              // new blocks of entries
+	Tables  map[TableKey]ListRef // new keys
+	// Pointers: each is one store; the address range changes class at once.
+	Roots           []uint32 // indexes
+	Pointers        []uint32 // indexes of runs
+	Services        map[ServiceKey]Service
+	ServicesRemoved []ServiceKey
+	// Late: nobody asks for these any more.
+	TablesRemoved []TableKey
+}
+
+// Empty reports whether there is nothing to write.
+func (c *Changes) Empty() bool {
+	return len(c.Nodes)+len(c.Runs)+len(c.Entries)+len(c.Tables)+len(c.Roots)+len(c.Pointers)+
+		len(c.Services)+len(c.ServicesRemoved)+len(c.TablesRemoved) == 0
+}
+
+// World is the contents of one world. It is not safe for concurrent use.
+type World struct {
+	classes   *classes
+	trie      *trie
+	lists     *lists
+	protected atomID
+	allNodes  atomID
+	ruleID    func(policy.RuleRef) uint32
+
+	rulesets map[string]*ruleset
+	ofAtom   map[atomID]map[*ruleset]struct{}
+	nextID   uint32
+	tables   map[TableKey]ListRef
+
+	nodeAddrs    map[netip.Prefix]struct{}
+	servicePorts []servicePort
+	services     map[ServiceKey]Service
+	serviceIDs   map[serviceName]uint32
+
+	changes *Changes
+}
+
+// New returns an empty World. ruleID numbers rules; the numbers must fit in
+// RuleMask and be at least 64 (bpf/types.h REASON_MAX).
+func New(ruleID func(policy.RuleRef) uint32) *World {
+	c := newClasses()
+	w := &World{
+		classes: c, lists: newLists(), ruleID: ruleID,
+		protected: c.atom(policy.SetIDProtected), allNodes: c.atom(setAllNodes),
+		rulesets: map[string]*ruleset{}, ofAtom: map[atomID]map[*ruleset]struct{}{},
+		tables: map[TableKey]ListRef{}, nodeAddrs: map[netip.Prefix]struct{}{},
+		services: map[ServiceKey]Service{}, serviceIDs: map[serviceName]uint32{},
+		changes: &Changes{Tables: map[TableKey]ListRef{}},
+	}
+	w.trie = newTrie(c, w.allNodes, w.changes)
+	return w
+}
+
+// Update is what a revision changes.
+type Update struct {
+	Sets            map[policy.SetID]policy.SetDelta
+	RulesetsAdded   map[string]*policy.Ruleset
+	RulesetsRemoved []string
+	SetsRemoved     []policy.SetID
+	// Topology, if not nil, replaces all Services and Nodes.
+	Topology *Topology
+}
+
+// Topology is what Services translate.
+type Topology struct {
+	Services []policy.Service
+	Nodes    []policy.Node
+}
+
+// Apply changes w and returns what to write. The World is unchanged in what it
+// answers if an error is returned for a ruleset: that ruleset is missing.
+func (w *World) Apply(u Update) (*Changes, error) {
+	*w.changes = Changes{Tables: map[TableKey]ListRef{}}
+	w.classes.created = w.classes.created[:0]
+
+	w.trie.apply(w.edits(u))
+
+	var errs []error
+	for _, id := range sortedStrings(u.RulesetsAdded) {
+		if _, ok := w.rulesets[id]; ok {
+			continue
+		}
+		if err := w.addRuleset(id, u.RulesetsAdded[id]); err != nil {
+			errs = append(errs, fmt.Errorf("ruleset %s: %w", id, err))
+		}
+	}
+	if err := w.fillNewClasses(); err != nil {
+		errs = append(errs, err)
+	}
+	if u.Topology != nil {
+		w.setServices(u.Topology.Services)
+	}
+	if u.Topology != nil || len(w.changes.Roots)+len(w.changes.Pointers) > 0 {
+		w.updateServices()
+	}
+	for _, id := range u.RulesetsRemoved {
+		w.removeRuleset(id)
+	}
+	return w.changes, errors.Join(errs...)
+}
+
+// Freed tells that a grace period has passed since the last Changes were
+// written, so that what they freed can be used again (M3).
+func (w *World) Freed() {
+	w.trie.reclaim()
+	w.lists.reclaim()
+}
+
+// edits turns set changes into changes of each prefix's own class.
+func (w *World) edits(u Update) []edit {
+	type change struct{ add, remove []atomID }
+	changed := map[netip.Prefix]*change{}
+	at := func(p netip.Prefix) *change {
+		c := changed[p]
+		if c == nil {
+			c = &change{}
+			changed[p] = c
+		}
+		return c
+	}
+	for id, d := range u.Sets {
+		a := w.classes.atom(id)
+		for _, p := range d.Add {
+			c := at(p)
+			c.add = append(c.add, a)
+		}
+		for _, p := range d.Remove {
+			c := at(p)
+			c.remove = append(c.remove, a)
+		}
+	}
+	if u.Topology != nil {
+		fresh := map[netip.Prefix]struct{}{}
+		for i := range u.Topology.Nodes {
+			for _, ip := range u.Topology.Nodes[i].IPs {
+				p := netip.PrefixFrom(ip, ip.BitLen())
+				fresh[p] = struct{}{}
+				if _, ok := w.nodeAddrs[p]; !ok {
+					c := at(p)
+					c.add = append(c.add, w.allNodes)
+				}
+			}
+		}
+		for p := range w.nodeAddrs {
+			if _, ok := fresh[p]; !ok {
+				c := at(p)
+				c.remove = append(c.remove, w.allNodes)
+			}
+		}
+		w.nodeAddrs = fresh
+	}
+	out := make([]edit, 0, len(changed))
+	gone := map[atomID]struct{}{}
+	for _, id := range u.SetsRemoved {
+		if a, ok := w.classes.atoms[id]; ok && id != policy.SetIDProtected {
+			gone[a] = struct{}{}
+		}
+	}
+	if len(gone) > 0 {
+		out = w.forget(gone, out)
+	}
+	for p, c := range changed {
+		e := edit{familyOf(p.Addr()), toPrefix(p)}
+		old := w.trie.direct(e.family, e.prefix)
+		set := slices.Clone(w.classes.sets[old])
+		set = slices.DeleteFunc(set, func(a atomID) bool {
+			_, g := gone[a]
+			return g || slices.Contains(c.remove, a)
+		})
+		set = append(set, c.add...)
+		slices.Sort(set)
+		e.prefix.class = w.classes.intern(slices.Compact(set))
+		if e.prefix.class != old {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// forget appends the edits that take atoms out of every prefix.
+func (w *World) forget(gone map[atomID]struct{}, out []edit) []edit {
+	becomes := map[classID]classID{}
+	for family := range w.trie.prefixes {
+		for _, p := range w.trie.prefixes[family] {
+			to, ok := becomes[p.class]
+			if !ok {
+				set := slices.DeleteFunc(slices.Clone(w.classes.sets[p.class]), func(a atomID) bool {
+					_, g := gone[a]
+					return g
+				})
+				to = w.classes.intern(set)
+				becomes[p.class] = to
+			}
+			if to != p.class {
+				p.class = to
+				out = append(out, edit{family, p})
+			}
+		}
+	}
+	return out
+}
+
+func (w *World) addRuleset(name string, content *policy.Ruleset) error {
+	w.nextID++
+	rs := newRuleset(w.nextID, content, w.classes, w.protected, w.ruleID)
+	list, err := rs.listFor(w, 0)
+	if err != nil {
+		return err
+	}
+	w.setTable(rs, 0, list)
+	for _, a := range rs.atoms {
+		for _, class := range w.classes.ofAtom[a] {
+			if err := w.fill(rs, class); err != nil {
+				w.dropTables(rs)
+				return err
+			}
+		}
+	}
+	w.rulesets[name] = rs
+	for _, a := range rs.atoms {
+		m := w.ofAtom[a]
+		if m == nil {
+			m = map[*ruleset]struct{}{}
+			w.ofAtom[a] = m
+		}
+		m[rs] = struct{}{}
+	}
+	return nil
+}
+
+// fill gives the class its entry in the ruleset's table, unless it is the default's.
+func (w *World) fill(rs *ruleset, class classID) error {
+	if _, ok := rs.lists[class]; ok {
+		return nil
+	}
+	list, err := rs.listFor(w, class)
+	if err != nil {
+		return err
+	}
+	if list != rs.lists[0] {
+		w.setTable(rs, class, list)
+	}
+	return nil
+}
+
+func (w *World) setTable(rs *ruleset, class classID, list int) {
+	rs.lists[class] = list
+	w.lists.hold(list)
+	k := TableKey{rs.id, uint32(class)}
+	w.tables[k] = w.lists.refs[list]
+	w.changes.Tables[k] = w.lists.refs[list]
+}
+
+// fillNewClasses does for classes what addRuleset does for rulesets (M1).
+func (w *World) fillNewClasses() error {
+	var errs []error
+	for _, class := range w.classes.created {
+		for _, a := range w.classes.sets[class] {
+			for rs := range w.ofAtom[a] {
+				if err := w.fill(rs, class); err != nil {
+					errs = append(errs, err)
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (w *World) removeRuleset(name string) {
+	rs, ok := w.rulesets[name]
+	if !ok {
+		return
+	}
+	delete(w.rulesets, name)
+	for _, a := range rs.atoms {
+		delete(w.ofAtom[a], rs)
+	}
+	w.dropTables(rs)
+}
+
+func (w *World) dropTables(rs *ruleset) {
+	for class, list := range rs.lists {
+		k := TableKey{rs.id, uint32(class)}
+		delete(w.tables, k)
+		delete(w.changes.Tables, k)
+		w.changes.TablesRemoved = append(w.changes.TablesRemoved, k)
+		w.lists.drop(list)
+	}
+}
+
+// RulesetID returns the kernel's number of a ruleset; 0, which no ruleset has
+// and which therefore denies, if it is not here.
+func (w *World) RulesetID(name string) uint32 {
+	if rs, ok := w.rulesets[name]; ok {
+		return rs.id
+	}
+	return 0
+}
+
+// Class returns the class of an address with its property bits.
+func (w *World) Class(a netip.Addr) uint32 { return w.trie.lookup(packet.Unmap(a)) }
+
+// Lookup returns what a ruleset says of an address and port: Rule bits and a
+// rule ID, as the kernel would find it; 0 if the ruleset is not here.
+func (w *World) Lookup(rulesetID uint32, class uint32, proto packet.Protocol, port uint16) uint32 {
+	if !proto.HasPorts() {
+		port = 0
+	}
+	ref, ok := w.tables[TableKey{rulesetID, class & ClassMask}]
+	if !ok {
+		if ref, ok = w.tables[TableKey{rulesetID, 0}]; !ok {
+			return 0
+		}
+	}
+	return w.lists.lookup(ref, proto, port)
+}
+
+// Contents are the arrays and tables to write when a world is new.
+type Contents struct {
+	Roots    []uint32
+	Nodes    []Node
+	Runs     []uint32
+	Entries  []Entry
+	Tables   map[TableKey]ListRef
+	Services map[ServiceKey]Service
+}
+
+// Contents returns w's own slices and maps; they must not be changed.
+func (w *World) Contents() Contents {
+	return Contents{w.trie.roots, w.trie.nodes, w.trie.runs, w.lists.entries, w.tables, w.services}
+}
+
+// Stats are sizes for status and metrics.
+type Stats struct {
+	Prefixes, Classes, Nodes, Runs, Rulesets, TableEntries, ListEntries, Services int
+}
+
+// Stats returns the sizes of w.
+func (w *World) Stats() Stats {
+	return Stats{
+		Prefixes: len(w.trie.prefixes[0]) + len(w.trie.prefixes[1]), Classes: len(w.classes.sets),
+		Nodes: len(w.trie.nodes) - len(w.trie.freeNodes), Runs: len(w.trie.runs),
+		Rulesets: len(w.rulesets), TableEntries: len(w.tables), ListEntries: len(w.lists.entries), Services: len(w.services),
+	}
+}
+
+func sortedStrings[V any](m map[string]V) []string {
+	out := make([]string, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}

@@ -1,0 +1,186 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/postern-dev/postern/internal/datapath/mapstate"
+)
+
+// world is a mapstate.World in the kernel.
+type world struct {
+	index    uint32
+	roots    *ebpf.Map
+	nodes    *ebpf.Map
+	runs     *ebpf.Map
+	tables   *ebpf.Map
+	entries  *ebpf.Map
+	services *ebpf.Map
+
+	rootMem, nodeMem, runMem, entryMem *shared
+}
+
+// outer returns the six maps of maps, in the order of world's fields.
+func (d *Datapath) outer() []*ebpf.Map {
+	o := &d.objs
+	return []*ebpf.Map{o.TrieRoots, o.TrieNodes, o.TrieRuns, o.Tables, o.Entries, o.Services}
+}
+
+// room is the capacity for n elements: half as much again, so that most
+// revisions fit without a new world.
+func room(n, least int) uint32 { return uint32(max(n+n/2, least)) }
+
+// newWorld makes maps for c, fills them and makes them the world of index.
+func (d *Datapath) newWorld(index uint32, c mapstate.Contents) (w *world, err error) {
+	w = &world{index: index}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.close())
+			w = nil
+		}
+	}()
+	make := func(dst **ebpf.Map, outer string, entries uint32) {
+		if err != nil {
+			return
+		}
+		spec := d.spec.Maps[outer].InnerMap.Copy()
+		spec.MaxEntries = entries
+		spec.Name = fmt.Sprintf("%.12s_%d", outer, index)
+		if *dst, err = ebpf.NewMap(spec); err != nil {
+			err = fmt.Errorf("map %s with %d entries: %w", outer, entries, err)
+		}
+	}
+	make(&w.roots, "trie_roots", mapstate.Roots)
+	make(&w.nodes, "trie_nodes", room(len(c.Nodes), 1024))
+	make(&w.runs, "trie_runs", room(len(c.Runs), 4096))
+	make(&w.tables, "tables", room(len(c.Tables), 4096))
+	make(&w.entries, "entries", room(len(c.Entries), 8192))
+	make(&w.services, "services", room(len(c.Services), 1024))
+	if err != nil {
+		return w, err
+	}
+	for _, m := range []struct {
+		dst **shared
+		m   *ebpf.Map
+	}{{&w.rootMem, w.roots}, {&w.nodeMem, w.nodes}, {&w.runMem, w.runs}, {&w.entryMem, w.entries}} {
+		if *m.dst, err = mapShared(m.m); err != nil {
+			return w, err
+		}
+	}
+	err = errors.Join(
+		copyIn(w.nodeMem, 0, c.Nodes), copyIn(w.runMem, 0, c.Runs),
+		copyIn(w.entryMem, 0, c.Entries), copyIn(w.rootMem, 0, c.Roots),
+		putAll(w.tables, c.Tables), putAll(w.services, c.Services))
+	if err != nil {
+		return w, err
+	}
+	for i, m := range []*ebpf.Map{w.roots, w.nodes, w.runs, w.tables, w.entries, w.services} {
+		if err = d.outer()[i].Put(index, m); err != nil {
+			return w, fmt.Errorf("world %d: %w", index, err)
+		}
+	}
+	return w, nil
+}
+
+func (w *world) close() error {
+	var errs []error
+	for _, s := range []*shared{w.rootMem, w.nodeMem, w.runMem, w.entryMem} {
+		errs = append(errs, s.close())
+	}
+	for _, m := range []*ebpf.Map{w.roots, w.nodes, w.runs, w.tables, w.entries, w.services} {
+		if m != nil {
+			errs = append(errs, m.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// fits reports whether contents have room in w's maps.
+func (w *world) fits(c mapstate.Contents) bool {
+	return len(c.Nodes) <= w.nodeMem.len && len(c.Runs) <= w.runMem.len && len(c.Entries) <= w.entryMem.len &&
+		len(c.Tables) <= int(w.tables.MaxEntries()) && len(c.Services) <= int(w.services.MaxEntries())
+}
+
+// early writes what is not reachable yet, then the pointers.
+func (w *world) early(c mapstate.Contents, ch *mapstate.Changes) error {
+	for _, i := range ch.Nodes {
+		if err := copyIn(w.nodeMem, int(i), c.Nodes[i:i+1]); err != nil {
+			return fmt.Errorf("trie_nodes: %w", err)
+		}
+	}
+	for _, b := range ch.Runs {
+		if err := copyIn(w.runMem, int(b.Off), c.Runs[b.Off:b.Off+b.Len]); err != nil {
+			return fmt.Errorf("trie_runs: %w", err)
+		}
+	}
+	for _, b := range ch.Entries {
+		if err := copyIn(w.entryMem, int(b.Off), c.Entries[b.Off:b.Off+b.Len]); err != nil {
+			return fmt.Errorf("entries: %w", err)
+		}
+	}
+	if err := putAll(w.tables, ch.Tables); err != nil {
+		return fmt.Errorf("tables: %w", err)
+	}
+	for _, i := range ch.Pointers {
+		if err := w.runMem.store(int(i), 0, c.Runs[i]); err != nil {
+			return fmt.Errorf("trie_runs: %w", err)
+		}
+	}
+	for _, i := range ch.Roots {
+		if err := w.rootMem.store(int(i), 0, c.Roots[i]); err != nil {
+			return fmt.Errorf("trie_roots: %w", err)
+		}
+	}
+	if err := putAll(w.services, ch.Services); err != nil {
+		return fmt.Errorf("services: %w", err)
+	}
+	for _, k := range ch.ServicesRemoved {
+		if err := w.services.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("services: %w", err)
+		}
+	}
+	return nil
+}
+
+// late removes what nobody asks for any more.
+func (w *world) late(ch *mapstate.Changes) error {
+	for _, k := range ch.TablesRemoved {
+		if err := w.tables.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("tables: %w", err)
+		}
+	}
+	return nil
+}
+
+// putAll writes all of src in batches.
+func putAll[K comparable, V any](m *ebpf.Map, src map[K]V) error {
+	if len(src) == 0 {
+		return nil
+	}
+	if len(src) == 1 {
+		for k, v := range src {
+			return m.Put(k, v)
+		}
+	}
+	const batch = 16384
+	keys, values := make([]K, 0, min(len(src), batch)), make([]V, 0, min(len(src), batch))
+	flush := func() error {
+		if len(keys) == 0 {
+			return nil
+		}
+		_, err := m.BatchUpdate(keys, values, nil)
+		keys, values = keys[:0], values[:0]
+		return err
+	}
+	for k, v := range src {
+		keys, values = append(keys, k), append(values, v)
+		if len(keys) == batch {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
+}
