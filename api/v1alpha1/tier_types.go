@@ -6,7 +6,7 @@ import (
 
 // Tier is a step of evaluation for ClusterEgressPolicy. Tiers are looked at by
 // order; three are built in and need no object: admin (1000), networkpolicy
-// (2000) and baseline (3000). At most 16 tiers exist, the built-in ones included.
+// (2000) and baseline (3000). At most 12 Tier objects are used, the first by order.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status

@@ -1,0 +1,352 @@
+package kube
+
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	cnpv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
+
+	"github.com/postern-dev/postern/api/v1alpha1"
+	"github.com/postern-dev/postern/internal/policy"
+)
+
+// Options are settings of a World.
+type Options struct {
+	// Protected are the networks that an Accept reaches only by naming them, see
+	// policy.Snapshot. DefaultProtected returns what most want.
+	Protected []netip.Prefix
+}
+
+// DefaultProtected returns the addresses at which clouds serve credentials to
+// machines: AWS, Azure, GCP, OpenStack and others, ECS tasks, Alibaba.
+// Sources: the providers' documentation of their metadata services.
+func DefaultProtected() []netip.Prefix {
+	return []netip.Prefix{
+		netip.MustParsePrefix("100.100.100.200/32"),
+		netip.MustParsePrefix("169.254.169.254/32"),
+		netip.MustParsePrefix("169.254.170.2/32"),
+		netip.MustParsePrefix("169.254.170.23/32"),
+		netip.MustParsePrefix("fd00:ec2::23/128"),
+		netip.MustParsePrefix("fd00:ec2::254/128"),
+		netip.MustParsePrefix("fd20:ce::254/128"),
+	}
+}
+
+// World holds the translated objects of a cluster and says what they make up.
+// It is not safe for concurrent use.
+type World struct {
+	opts     Options
+	revision uint64
+	started  bool // Protected has been handed out by Flush
+
+	objects map[ObjectRef]*entry
+	dirty   map[ObjectRef]struct{}
+	// Indexes of what depends on what.
+	slicesOf  map[policy.ServiceRef]map[ObjectRef]struct{}
+	usersOf   map[policy.ServiceRef]map[ObjectRef]struct{} // policies that name a Service
+	hostPorts map[ObjectRef]struct{}                       // pods with hostPorts
+	// hostPortRows are the Services that stand for a pod's hostPorts.
+	hostPortRows map[ObjectRef][]policy.ServiceRef
+
+	tiers      *table[string, policy.Tier]
+	policies   *table[policy.PolicyKey, policy.Policy]
+	namespaces *table[string, policy.Namespace]
+	pods       *table[policy.PodKey, policy.Pod]
+	nodes      *table[string, policy.Node]
+	services   *table[policy.ServiceRef, policy.Service]
+	sets       *table[policy.SetRef, policy.DestinationSet]
+}
+
+// entry is one object, translated on its own. One of the pointers is set.
+type entry struct {
+	findings []Finding
+	closed   bool
+	refs     []reference
+
+	policy    *policy.Policy
+	pod       *podResult
+	namespace *policy.Namespace
+	node      *policy.Node
+	service   *serviceResult
+	slice     *sliceResult
+	set       *policy.DestinationSet
+	tier      *policy.Tier
+}
+
+// NewWorld returns a World without objects.
+func NewWorld(opts Options) *World {
+	return &World{
+		opts:         opts,
+		objects:      map[ObjectRef]*entry{},
+		dirty:        map[ObjectRef]struct{}{},
+		slicesOf:     map[policy.ServiceRef]map[ObjectRef]struct{}{},
+		usersOf:      map[policy.ServiceRef]map[ObjectRef]struct{}{},
+		hostPorts:    map[ObjectRef]struct{}{},
+		hostPortRows: map[ObjectRef][]policy.ServiceRef{},
+		tiers:        newTable[string, policy.Tier](strings.Compare),
+		policies:     newTable[policy.PolicyKey, policy.Policy](comparePolicyKeys),
+		namespaces:   newTable[string, policy.Namespace](strings.Compare),
+		pods:         newTable[policy.PodKey, policy.Pod](comparePodKeys),
+		nodes:        newTable[string, policy.Node](strings.Compare),
+		services:     newTable[policy.ServiceRef, policy.Service](compareServiceRefs),
+		sets:         newTable[policy.SetRef, policy.DestinationSet](compareSetRefs),
+	}
+}
+
+// Set adds an object or replaces the one of the same kind and name. obj must be
+// a pointer to one of the types of Kinds and must not be changed afterwards; any
+// other type is an error. decoded are Decode's findings on it, or nil if it
+// comes from an API server. The returned findings, decoded included, are those
+// on the object alone; Findings has those on objects together as well.
+func (w *World) Set(obj metav1.Object, decoded []Finding) ([]Finding, error) {
+	e := &entry{}
+	switch o := obj.(type) {
+	case *networkingv1.NetworkPolicy:
+		c := newChecker(RefOf(o), decoded)
+		e.setPolicy(c.networkPolicy(o), c)
+	case *cnpv1alpha2.ClusterNetworkPolicy:
+		c := newChecker(RefOf(o), decoded)
+		e.setPolicy(c.clusterNetworkPolicy(o), c)
+	case *v1alpha1.EgressPolicy:
+		c := newChecker(RefOf(o), decoded)
+		e.setPolicy(c.egressPolicy(o), c)
+	case *v1alpha1.ClusterEgressPolicy:
+		c := newChecker(RefOf(o), decoded)
+		e.setPolicy(c.clusterEgressPolicy(o), c)
+	case *v1alpha1.DestinationSet:
+		set, fs := DestinationSet(o, decoded)
+		e.set, e.findings = &set, fs
+	case *v1alpha1.ClusterDestinationSet:
+		set, fs := ClusterDestinationSet(o, decoded)
+		e.set, e.findings = &set, fs
+	case *v1alpha1.Tier:
+		tier, closed, fs := translateTier(o, decoded)
+		e.tier, e.closed, e.findings = &tier, closed, fs
+	case *corev1.Namespace:
+		ns, closed, fs := translateNamespace(o, decoded)
+		e.namespace, e.closed, e.findings = &ns, closed, fs
+	case *corev1.Node:
+		node, closed, fs := translateNode(o, decoded)
+		e.node, e.closed, e.findings = &node, closed, fs
+	case *corev1.Pod:
+		pod := translatePod(o, decoded)
+		e.pod, e.closed, e.findings = &pod, pod.closed, pod.findings
+	case *corev1.Service:
+		svc := translateService(o, decoded)
+		e.service, e.closed, e.findings = &svc, svc.closed, svc.findings
+	case *discoveryv1.EndpointSlice:
+		slice := translateSlice(o, decoded)
+		e.slice, e.closed, e.findings = &slice, slice.closed, slice.findings
+	default:
+		return nil, fmt.Errorf("set object of type %T: want a pointer to a type of %s", obj, strings.Join(Kinds(), ", "))
+	}
+	ref := RefOf(obj)
+	w.unindex(ref)
+	w.objects[ref] = e
+	w.index(ref, e)
+	w.dirty[ref] = struct{}{}
+	return e.findings, nil
+}
+
+func (e *entry) setPolicy(p policy.Policy, c *checker) {
+	e.policy, e.findings, e.refs = &p, c.result(), c.refs
+}
+
+// Delete removes an object; removing one that is not there does nothing.
+func (w *World) Delete(ref ObjectRef) {
+	if w.objects[ref] == nil {
+		return
+	}
+	w.unindex(ref)
+	delete(w.objects, ref)
+	w.dirty[ref] = struct{}{}
+}
+
+// index notes what depends on the object; unindex is its exact reverse.
+func (w *World) index(ref ObjectRef, e *entry) {
+	switch {
+	case e.slice != nil:
+		addTo(w.slicesOf, e.slice.service, ref)
+	case e.policy != nil:
+		for _, svc := range servicesOf(e.policy) {
+			addTo(w.usersOf, svc, ref)
+		}
+	case e.pod != nil && len(e.pod.hostPorts) > 0:
+		w.hostPorts[ref] = struct{}{}
+	}
+}
+
+func (w *World) unindex(ref ObjectRef) {
+	e := w.objects[ref]
+	switch {
+	case e == nil:
+	case e.slice != nil:
+		removeFrom(w.slicesOf, e.slice.service, ref)
+		// The Service that lost the slice may not be the one that gets it.
+		w.dirty[serviceObject(e.slice.service)] = struct{}{}
+	case e.policy != nil:
+		for _, svc := range servicesOf(e.policy) {
+			removeFrom(w.usersOf, svc, ref)
+		}
+	case e.pod != nil:
+		delete(w.hostPorts, ref)
+	}
+}
+
+func serviceObject(r policy.ServiceRef) ObjectRef {
+	return ObjectRef{Kind: "Service", Namespace: r.Namespace, Name: r.Name}
+}
+
+// servicesOf returns the Services that a policy names.
+func servicesOf(p *policy.Policy) []policy.ServiceRef {
+	var out []policy.ServiceRef
+	for _, dir := range policy.Directions {
+		for i := range p.Rules[dir] {
+			for _, peer := range p.Rules[dir][i].Peers {
+				if peer.Kind == policy.PeerService {
+					out = append(out, peer.Service)
+				}
+			}
+		}
+	}
+	return out
+}
+
+func addTo[K comparable](m map[K]map[ObjectRef]struct{}, k K, ref ObjectRef) {
+	if m[k] == nil {
+		m[k] = map[ObjectRef]struct{}{}
+	}
+	m[k][ref] = struct{}{}
+}
+
+func removeFrom[K comparable](m map[K]map[ObjectRef]struct{}, k K, ref ObjectRef) {
+	delete(m[k], ref)
+	if len(m[k]) == 0 {
+		delete(m, k)
+	}
+}
+
+// Snapshot returns everything at the given time, which expiry dates are compared
+// with. It does not change what Flush returns next.
+func (w *World) Snapshot(now time.Time) *policy.Snapshot {
+	w.refresh()
+	return &policy.Snapshot{
+		Revision:   w.revision,
+		Time:       now,
+		Tiers:      w.tiers.all(),
+		Policies:   w.policies.all(),
+		Namespaces: w.namespaces.all(),
+		Pods:       w.pods.all(),
+		Nodes:      w.nodes.all(),
+		Services:   w.services.all(),
+		Sets:       w.sets.all(),
+		Protected:  w.opts.Protected,
+	}
+}
+
+// Flush returns what changed since the last Flush, at the given time. Applied
+// to a policy.Compiler that has seen every earlier one, it leads to Snapshot.
+func (w *World) Flush(now time.Time) policy.Changes {
+	w.refresh()
+	ch := policy.Changes{Revision: w.revision, Time: now}
+	if !w.started {
+		ch.Protected, w.started = &w.opts.Protected, true
+	}
+	ch.Tiers, ch.TiersDeleted = w.tiers.flush()
+	ch.Policies, ch.PoliciesDeleted = w.policies.flush()
+	ch.Namespaces, ch.NamespacesDeleted = w.namespaces.flush()
+	ch.Pods, ch.PodsDeleted = w.pods.flush()
+	ch.Nodes, ch.NodesDeleted = w.nodes.flush()
+	ch.Services, ch.ServicesDeleted = w.services.flush()
+	ch.Sets, ch.SetsDeleted = w.sets.flush()
+	return ch
+}
+
+// Changed reports whether Flush would return anything.
+func (w *World) Changed() bool {
+	w.refresh()
+	return !w.started || len(w.tiers.touched)+len(w.policies.touched)+len(w.namespaces.touched)+len(w.pods.touched)+
+		len(w.nodes.touched)+len(w.services.touched)+len(w.sets.touched) > 0
+}
+
+// table holds the values of one kind, and which of them changed since flush.
+type table[K comparable, V any] struct {
+	compare func(a, b K) int
+	rows    map[K]V
+	touched map[K]struct{}
+	changes uint64
+}
+
+func newTable[K comparable, V any](compare func(a, b K) int) *table[K, V] {
+	return &table[K, V]{compare: compare, rows: map[K]V{}, touched: map[K]struct{}{}}
+}
+
+// put sets or, if v is nil, removes a value. A value that stays the same is no change.
+func (t *table[K, V]) put(k K, v *V) {
+	have, ok := t.rows[k]
+	switch {
+	case v == nil && !ok:
+		return
+	case v == nil:
+		delete(t.rows, k)
+	case ok && equal(&have, v):
+		return
+	default:
+		t.rows[k] = *v
+	}
+	t.touched[k] = struct{}{}
+	t.changes++
+}
+
+// equal is reflect.DeepEqual, but for sets, whose lists are long.
+func equal[V any](a, b *V) bool {
+	if sa, ok := any(a).(*policy.DestinationSet); ok {
+		sb, _ := any(b).(*policy.DestinationSet)
+		return sa.Ref == sb.Ref && sa.Invalid == sb.Invalid && slices.Equal(sa.DomainNames, sb.DomainNames) &&
+			slices.Equal(sa.Networks, sb.Networks) && slices.Equal(sa.Except, sb.Except)
+	}
+	return reflect.DeepEqual(a, b)
+}
+
+// all returns the values by key.
+func (t *table[K, V]) all() []V {
+	out := make([]V, 0, len(t.rows))
+	for _, k := range t.keys() {
+		out = append(out, t.rows[k])
+	}
+	return out
+}
+
+func (t *table[K, V]) keys() []K {
+	out := make([]K, 0, len(t.rows))
+	for k := range t.rows {
+		out = append(out, k)
+	}
+	slices.SortFunc(out, t.compare)
+	return out
+}
+
+func (t *table[K, V]) flush() (set []V, deleted []K) {
+	keys := make([]K, 0, len(t.touched))
+	for k := range t.touched {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, t.compare)
+	for _, k := range keys {
+		if v, ok := t.rows[k]; ok {
+			set = append(set, v)
+		} else {
+			deleted = append(deleted, k)
+		}
+	}
+	clear(t.touched)
+	return set, deleted
+}
