@@ -91,7 +91,8 @@ __noinline int judge(const struct endpoint *ep, const struct question *q, struct
 		svc = bpf_map_lookup_elem(m, &key);
 		if (!svc && class & CLASS_NODE) {
 			key.addr.d[0] = 0;
-			key.addr.d[1] = is_v4(&q->remote) ? 0 : 1;
+			key.addr.d[1] = 0;
+			key.node_port = is_v4(&q->remote) ? 4 : 6;
 			svc = bpf_map_lookup_elem(m, &key);
 		}
 	}

@@ -73,13 +73,13 @@ __noinline int arp_from_pod(struct __sk_buff *skb, const struct endpoint *ep)
 
 /*
  * NDP and MLD from the pod. NS, NA, RS: hop limit 255, code 0, on-link
- * destination, at most one link-layer option, which names the pod's MAC.
+ * destination, options that carry no more than the pod's MAC and a nonce.
  * MLD: hop limit 1, link scope. RA and redirect never (RFC 4861, RFC 3810).
  */
 __noinline int ndp_from_pod(struct __sk_buff *skb, const struct endpoint *ep, const struct pkt *p)
 {
-	__u32 have, fixed;
-	__u8 h[32];
+	__u32 have, fixed, i;
+	__u8 h[24];
 	struct addr target;
 	bool onlink;
 
@@ -101,8 +101,6 @@ __noinline int ndp_from_pod(struct __sk_buff *skb, const struct endpoint *ep, co
 		return REASON_NDP;
 	onlink = is_link_multicast(&p->dst) || is_link_local(&p->dst);
 	if (!onlink) {
-		int i;
-
 		/* Unicast probe of a neighbour with a global address: same /64 as the pod. */
 		for (i = 0; i < MAX_ADDRS; i++) {
 			if (i >= ep->naddrs)
@@ -114,21 +112,24 @@ __noinline int ndp_from_pod(struct __sk_buff *skb, const struct endpoint *ep, co
 	if (!onlink)
 		return REASON_NDP;
 	fixed = p->icmp_type == 133 ? 8 : 24;
-	if (have != fixed && have != fixed + 8)
+	if (have != fixed && have != fixed + 8 && have != fixed + 16)
 		return REASON_NDP;
 	__builtin_memset(h, 0, sizeof(h));
-	if (fixed == 8) {
-		if (have == 16 && bpf_skb_load_bytes(skb, p->l4 + 8, h + 24, 8) < 0)
+	if (bpf_skb_load_bytes(skb, p->l4, h, 8) < 0 || h[1])
+		return REASON_NDP;
+	if (fixed == 24 && bpf_skb_load_bytes(skb, p->l4 + 8, h + 8, 16) < 0)
+		return REASON_NDP;
+	/* Up to two options of 8 bytes: the pod's MAC, or a nonce (RFC 7527, which Linux sends). */
+	for (i = 0; i < 2; i++) {
+		__u8 o[8];
+
+		if (fixed + 8 * i >= have)
+			break;
+		if (bpf_skb_load_bytes(skb, p->l4 + fixed + 8 * i, o, 8) < 0 || o[1] != 1)
 			return REASON_NDP;
-	} else {
-		if (bpf_skb_load_bytes(skb, p->l4, h, 24) < 0)
-			return REASON_NDP;
-		if (have == 32 && bpf_skb_load_bytes(skb, p->l4 + 24, h + 24, 8) < 0)
+		if (o[0] != 14 && ((o[0] != 1 && o[0] != 2) || !mac_equal(o + 2, ep->mac)))
 			return REASON_NDP;
 	}
-	if (have == fixed + 8 &&
-	    ((h[24] != 1 && h[24] != 2) || h[25] != 1 || !mac_equal(h + 26, ep->mac)))
-		return REASON_NDP;
 	if (p->icmp_type == 136) {
 		__builtin_memcpy(&target, h + 8, 16);
 		if (!own_addr(ep, &target) && !is_link_local(&target))

@@ -160,12 +160,13 @@ struct entry {
 #define RULE_DEFERRED 0x40000000u
 #define RULE_MASK 0x3fffffffu
 
-/* Service address, port -> what it is translated to. addr zero: any node's address (NodePort). */
+/* Service address, port -> what it is translated to. */
 struct service_key {
 	struct addr addr;
 	__u16 port;
 	__u8 proto;
-	__u8 pad;
+	__u8 node_port; /* 4 or 6: any node's address of that family; addr is zero */
+	__u8 pad[4];
 };
 struct combo {
 	__u32 class;

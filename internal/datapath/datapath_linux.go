@@ -119,7 +119,7 @@ func Open(cfg Config, ruleID func(policy.RuleRef) uint32) (d *Datapath, err erro
 	}
 	d.spec.Maps["flows"].InnerMap.MaxEntries = cfg.FlowQuota
 	for name, m := range d.spec.Maps {
-		if name != "scratch" {
+		if name != "scratch" && name[0] != '.' {
 			m.Pinning = ebpf.PinByName
 		}
 	}
@@ -318,3 +318,6 @@ func (d *Datapath) Close() error {
 	errs = append(errs, d.config.close(), d.active.close(), d.objs.Close())
 	return errors.Join(errs...)
 }
+
+// Program returns the program of a direction, for BPF_PROG_TEST_RUN.
+func (d *Datapath) Program(dir policy.Direction) *ebpf.Program { return d.programs()[dir] }

@@ -158,3 +158,32 @@ func (d *Datapath) CollectFlows(ifindex int) (int, error) {
 	}
 	return int(n), nil
 }
+
+// SetDeadline makes Read return an error wrapping os.ErrDeadlineExceeded from t on.
+func (r *EventReader) SetDeadline(t time.Time) { r.ring.SetDeadline(t) }
+
+// ResetFlows empties an endpoint's flow table, as for a new incarnation.
+func (d *Datapath) ResetFlows(ifindex int) error {
+	ep := d.endpoints[ifindex]
+	if ep == nil {
+		return fmt.Errorf("interface %d is not armed", ifindex)
+	}
+	var k bpf.PosternFlowKey
+	var m *ebpf.Map
+	if err := d.objs.Flows.Lookup(ep.slot, &m); err != nil {
+		return fmt.Errorf("flow table: %w", err)
+	}
+	defer func() { _ = m.Close() }()
+	for {
+		err := m.NextKey(nil, &k)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		if err == nil {
+			err = m.Delete(k)
+		}
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("flow table: %w", err)
+		}
+	}
+}

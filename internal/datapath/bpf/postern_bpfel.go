@@ -210,12 +210,12 @@ type PosternService struct {
 }
 
 type PosternServiceKey struct {
-	_     structs.HostLayout
-	Addr  PosternAddr
-	Port  uint16
-	Proto uint8
-	Pad   uint8
-	_     [4]byte
+	_        structs.HostLayout
+	Addr     PosternAddr
+	Port     uint16
+	Proto    uint8
+	NodePort uint8
+	Pad      [4]uint8
 }
 
 type PosternSettings struct {

@@ -31,9 +31,9 @@ func serviceKey(a netip.Addr, port uint16, proto packet.Protocol) ServiceKey {
 
 // nodePortKey stands for every node's address of a family.
 func nodePortKey(v6 bool, port uint16, proto packet.Protocol) ServiceKey {
-	k := ServiceKey{Port: port, Proto: uint8(proto)}
+	k := ServiceKey{Port: port, Proto: uint8(proto), NodePort: 4}
 	if v6 {
-		k.Addr[8] = 1
+		k.NodePort = 6
 	}
 	return k
 }

@@ -48,12 +48,13 @@ type ListRef struct{ Off, Len uint32 }
 type Entry struct{ Start, Rule uint32 }
 
 // ServiceKey is struct service_key. Addr is in network order, IPv4 as v4-mapped.
-// A NodePort has Addr zero, with a last byte of 1 in word 2 for IPv6 (see bpf/decide.h).
 type ServiceKey struct {
 	Addr  [16]byte
 	Port  uint16
 	Proto uint8
-	Pad   uint8
+	// NodePort is 4 or 6 for any node's address of that family; Addr is then zero.
+	NodePort uint8
+	Pad      [4]uint8
 }
 
 // Combo is struct combo.
