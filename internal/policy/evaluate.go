@@ -255,13 +255,17 @@ func (w *walk) policiesOf(tier Tier) []*Policy {
 			unknown = append(unknown, p)
 		}
 	}
-	order := func(a, b *Policy) int {
+	sortPolicies(known)
+	sortPolicies(unknown)
+	return append(known, unknown...)
+}
+
+// sortPolicies puts the policies of one tier in the order of evaluation.
+func sortPolicies(list []*Policy) {
+	slices.SortFunc(list, func(a, b *Policy) int {
 		return cmp.Or(cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.Kind, b.Kind),
 			compareNames(a.Namespace, a.Name, b.Namespace, b.Name))
-	}
-	slices.SortFunc(known, order)
-	slices.SortFunc(unknown, order)
-	return append(known, unknown...)
+	})
 }
 
 // governed reports whether some policy governs this direction of the pod.

@@ -84,7 +84,7 @@ func newFollower(local func(*policy.Pod) bool) *follower {
 
 func TestIncrementalEqualsCompile(t *testing.T) {
 	base := baseSeed(t)
-	for i := range uint64(150) {
+	for i := range uint64(200) {
 		seed := base*1_000_003 + i
 		runSequence(t, seed, 1+int(i%10))
 		if t.Failed() {

@@ -110,11 +110,16 @@ type Policy struct {
 	Subject   Subject
 	// Isolates says, per Direction, that a selected pod is isolated: what no
 	// rule of the networkpolicy tier accepts is denied at the end of that tier.
+	// A NetworkPolicy or EgressPolicy governs the directions that it isolates;
+	// its rules of another direction are not looked at (policyTypes). A
+	// ClusterEgressPolicy governs Egress, a ClusterNetworkPolicy the directions
+	// that it has rules for.
 	Isolates [2]bool
 	// Rules holds the rules per Direction, in the order they were written.
 	Rules [2][]Rule
 	// Invalid is set if some part of the object was not understood; the parts
 	// concerned are already closed (P4). The errors are reported elsewhere.
+	// Of a policy of an unknown tier only the denying rules count.
 	Invalid bool
 }
 
@@ -190,8 +195,11 @@ type PodPeer struct {
 	Pods       Selector
 }
 
-// ServiceRef names a Service. It stands for the Service's own addresses and
-// ports and for what they are translated to: every ready backend's address and target port.
+// ServiceRef names a Service. As a peer it stands for what the Service's ports
+// are translated to: every ready backend's address together with its target
+// port, and so for the Service's own addresses too, which are judged by their
+// backends. A rule's ports are compared with the target port. It is a
+// destination only: in an Ingress rule it matches nothing.
 type ServiceRef struct{ Namespace, Name string }
 
 // SetRef names a DestinationSet, or with an empty Namespace a ClusterDestinationSet.
@@ -205,7 +213,11 @@ type PortMatch struct {
 	// They are ignored for a protocol without ports. Source: KEP-2079 (endPort).
 	First, Last uint16
 	// Named, if not empty, is a container port's name: it matches a destination
-	// pod that has a port of that name and Protocol, at that port's number.
+	// pod that has a port of that name and Protocol, at that port's number. For
+	// Ingress the destination is the endpoint itself. For Egress it is a pod
+	// that the peer selects (AnyPeer: any pod; PeerService: a backend that is a
+	// pod); with other peers, and with a name that the pod does not have, it
+	// matches nothing.
 	Named string
 	// AnyProtocol makes Named match the container port of any protocol
 	// (ClusterNetworkPolicy's destinationNamedPort names no protocol).
@@ -303,7 +315,8 @@ type DestinationSet struct {
 	Networks, Except []netip.Prefix
 	DomainNames      []string
 	// Invalid marks a set of which some part was not understood: an Accept
-	// that names it matches nothing, a Deny or Pass that names it denies (P4).
+	// that names it matches nothing, not even by its other peers; a Deny or Pass
+	// that names it denies everything (P4). The same holds for a set that is missing.
 	Invalid bool
 }
 
@@ -355,13 +368,13 @@ func (v Verdict) String() string {
 // RuleRef names the rule that decided. It is comparable, and the same rule has
 // the same RuleRef in every Ruleset and revision.
 type RuleRef struct {
-	Tier      string
-	Kind      Kind
-	Namespace string
-	Policy    string
-	Direction Direction
-	Index     int // rule index, or one of the negative values below
-	Name      string
+	Tier      string    `json:"tier,omitempty"`
+	Kind      Kind      `json:"kind,omitempty"`
+	Namespace string    `json:"namespace,omitempty"`
+	Policy    string    `json:"policy,omitempty"`
+	Direction Direction `json:"direction"`
+	Index     int       `json:"index"` // rule index, or one of the negative values below
+	Name      string    `json:"name,omitempty"`
 }
 
 // Index values of rules that no author wrote.
@@ -370,7 +383,9 @@ const (
 	IndexNoMatch = -1
 	// IndexIsolation: the end of the networkpolicy tier for an isolated pod.
 	IndexIsolation = -2
-	// IndexTierDefault: the end of a tier whose default action is Deny.
+	// IndexTierDefault: the end of a tier whose default action is Deny; the
+	// RuleRef names the first policy of the tier that governs the endpoint, as
+	// that of IndexIsolation names the first policy that isolates it.
 	IndexTierDefault = -3
 	// IndexSelf: a pod reaches itself.
 	IndexSelf = -4
@@ -390,6 +405,6 @@ const (
 
 // Decision is the answer of Evaluate.
 type Decision struct {
-	Verdict Verdict
-	Rule    RuleRef
+	Verdict Verdict `json:"verdict"`
+	Rule    RuleRef `json:"rule"`
 }

@@ -64,13 +64,13 @@ func compareOne(s *policy.Snapshot, c *policy.Compiled, fronts map[policy.Fronte
 func TestLookupEqualsEvaluate(t *testing.T) {
 	base := baseSeed(t)
 	verdicts := map[string]int{}
-	for i := range uint64(1500) {
+	for i := range uint64(700) {
 		seed := base*1_000_003 + i
 		s := policytest.RandomSnapshot(newRand(seed), 1+int(i%12))
-		if diff := difference(s, seed, 60); diff != "" {
-			small := policytest.Shrink(s, func(s *policy.Snapshot) bool { return difference(s, seed, 60) != "" })
+		if diff := difference(s, seed, 50); diff != "" {
+			small := policytest.Shrink(s, func(s *policy.Snapshot) bool { return difference(s, seed, 50) != "" })
 			text, _ := json.MarshalIndent(small, "", " ")
-			t.Fatalf("seed %d: %s\nsmallest: %s\n%s", seed, diff, difference(small, seed, 60), text)
+			t.Fatalf("seed %d: %s\nsmallest: %s\n%s", seed, diff, difference(small, seed, 50), text)
 		}
 		for _, pod := range policytest.Endpoints(s)[:1] {
 			for _, tu := range policytest.Tuples(newRand(seed), s, pod, policy.Egress, 20) {
