@@ -81,3 +81,17 @@ func TestLookupEqualsEvaluate(t *testing.T) {
 	}
 	t.Logf("what was decided, by verdict and index: %v", verdicts)
 }
+
+// FuzzCompile lets the fuzzer choose the seed: the compiled form must decide as
+// Evaluate does, and so must the incremental one after changes.
+func FuzzCompile(f *testing.F) {
+	f.Add(uint64(1), uint8(3))
+	f.Add(uint64(7777), uint8(12))
+	f.Fuzz(func(t *testing.T, seed uint64, size uint8) {
+		s := policytest.RandomSnapshot(newRand(seed), 1+int(size)%16)
+		if diff := difference(s, seed, 16); diff != "" {
+			t.Fatal(diff)
+		}
+		runSequence(t, seed, 1+int(size)%6)
+	})
+}
