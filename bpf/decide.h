@@ -69,13 +69,9 @@ __noinline int judge(const struct endpoint *ep, const struct question *q, struct
 		return 0;
 	a->rule = REASON_NO_RULESET;
 	a->staged = 0;
-	for (i = 0; i < MAX_ADDRS; i++) {
-		if (i >= ep->naddrs)
-			break;
-		if (addr_equal(&ep->addrs[i], &q->remote)) {
-			a->rule = RULE_FORWARDED | REASON_SELF;
-			return 0;
-		}
+	if (own_index(ep, &q->remote) != LOCAL_OTHER) {
+		a->rule = RULE_FORWARDED | REASON_SELF;
+		return 0;
 	}
 	world = ep->world;
 	class = trie_walk(&q->remote, world);

@@ -51,6 +51,16 @@ static __always_inline __u64 timeout_of(const struct settings *cfg, const struct
 	return cfg->timeout_udp_ns;
 }
 
+static __always_inline const struct endpoint *endpoint_of(__u32 slot)
+{
+	__u32 which, *v = bpf_map_lookup_elem(&active, &slot);
+
+	if (!v)
+		return 0;
+	which = *(volatile __u32 *)v;
+	return bpf_map_lookup_elem(&endpoints, &which);
+}
+
 static __always_inline bool expired(const struct settings *cfg, const struct flow_key *k,
 				    const struct flow *f, __u64 now)
 {
@@ -58,12 +68,12 @@ static __always_inline bool expired(const struct settings *cfg, const struct flo
 	return (__s64)(now - f->last_seen) > (__s64)timeout_of(cfg, k, f);
 }
 
-__noinline int emit_close(__u32 gen, const struct flow_key *k, const struct flow *f,
-				 __u64 now)
+__noinline int emit_close(const struct endpoint *ep, const struct flow_key *k, const struct flow *f,
+			  __u64 now)
 {
 	struct event *e;
 
-	if (!k || !f || k->kind == KIND_FRAG_EGRESS || k->kind == KIND_FRAG_INGRESS)
+	if (!ep || !k || !f || k->kind == KIND_FRAG_EGRESS || k->kind == KIND_FRAG_INGRESS)
 		return 0;
 	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 	if (!e) {
@@ -76,11 +86,14 @@ __noinline int emit_close(__u32 gen, const struct flow_key *k, const struct flow
 	e->packets[1] = f->packets[1];
 	e->bytes[0] = f->bytes[0];
 	e->bytes[1] = f->bytes[1];
-	e->laddr = k->laddr;
+	if (k->local < MAX_ADDRS)
+		e->laddr = ep->addrs[k->local];
+	else
+		__builtin_memset(&e->laddr, 0, sizeof(e->laddr));
 	e->raddr = k->raddr;
 	e->lport = k->lport;
 	e->rport = k->rport;
-	e->gen = gen;
+	e->gen = ep->gen;
 	e->revision = f->revision;
 	e->rule = f->rule;
 	e->staged = f->staged;
@@ -94,8 +107,8 @@ __noinline int emit_close(__u32 gen, const struct flow_key *k, const struct flow
 
 struct collect_ctx {
 	const struct settings *cfg;
+	const struct endpoint *ep;
 	__u64 now;
-	__u32 gen;
 	__u32 removed;
 };
 
@@ -106,21 +119,22 @@ static long collect_one(void *map, struct flow_key *k, struct flow *f, struct co
 	if (!expired(ctx->cfg, k, f, ctx->now))
 		return 0;
 	__builtin_memcpy(&key, k, sizeof(key));
-	emit_close(ctx->gen, &key, f, ctx->now);
+	emit_close(ctx->ep, &key, f, ctx->now);
 	if (!bpf_map_delete_elem(map, &key))
 		ctx->removed++;
 	return 0;
 }
 
 /* Remove what has expired from one endpoint's table; returns how many. */
-__noinline __u32 collect(__u32 slot, __u32 gen, __u64 now)
+__noinline __u32 collect(__u32 slot, __u64 now)
 {
-	struct collect_ctx ctx = { .gen = gen, .now = now };
+	struct collect_ctx ctx = { .now = now };
 	__u32 zero = 0;
 	void *table = bpf_map_lookup_elem(&flows, &slot);
 
 	ctx.cfg = bpf_map_lookup_elem(&config, &zero);
-	if (!table || !ctx.cfg)
+	ctx.ep = endpoint_of(slot);
+	if (!table || !ctx.cfg || !ctx.ep)
 		return 0;
 	bpf_for_each_map_elem(table, collect_one, &ctx, 0);
 	return ctx.removed;

@@ -32,6 +32,19 @@ static __always_inline bool addr_equal(const struct addr *a, const struct addr *
 	return a->d[0] == b->d[0] && a->d[1] == b->d[1];
 }
 
+static __always_inline __u32 own_index(const struct endpoint *ep, const struct addr *a)
+{
+	__u32 i;
+
+	for (i = 0; i < MAX_ADDRS; i++) {
+		if (i >= ep->naddrs)
+			break;
+		if (addr_equal(&ep->addrs[i], a))
+			return i;
+	}
+	return LOCAL_OTHER;
+}
+
 static __always_inline __u32 popcount64(__u64 x)
 {
 	x -= (x >> 1) & 0x5555555555555555ULL;

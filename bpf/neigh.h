@@ -10,15 +10,7 @@
 
 static __always_inline bool own_addr(const struct endpoint *ep, const struct addr *a)
 {
-	int i;
-
-	for (i = 0; i < MAX_ADDRS; i++) {
-		if (i >= ep->naddrs)
-			break;
-		if (addr_equal(&ep->addrs[i], a))
-			return true;
-	}
-	return false;
+	return own_index(ep, a) != LOCAL_OTHER;
 }
 
 static __always_inline bool mac_equal(const __u8 *a, const __u8 *b)

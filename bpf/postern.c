@@ -33,6 +33,7 @@ struct ctx {
 	__u32 len;
 	__u32 segs;
 	__u32 post_dnat;
+	__u32 local; /* index of the pod's address */
 };
 
 struct {
@@ -126,8 +127,8 @@ static __always_inline void touch(struct ctx *c, struct flow *f)
 	__u32 answer = c->dir != f->opener;
 
 	f->last_seen = c->now;
-	__sync_fetch_and_add(&f->packets[answer & 1], c->segs);
-	__sync_fetch_and_add(&f->bytes[answer & 1], c->len);
+	f->packets[answer & 1] += c->segs;
+	f->bytes[answer & 1] += c->len;
 	if (answer && f->state == STATE_OPENING)
 		f->state = STATE_OPEN;
 	if (c->p.tcp_flags & (TCP_FIN | TCP_RST) && c->p.proto == IPPROTO_TCP) {
@@ -154,7 +155,7 @@ __noinline int judge_again(struct ctx *c, const struct endpoint *ep, struct flow
 }
 
 /* Put a flow (or a fragment's trail) into the endpoint's table; 0 if it is full. */
-__noinline int insert(struct ctx *c, __u32 gen, __u32 frag_next)
+__noinline int insert(struct ctx *c, __u32 frag_next)
 {
 	struct flow f;
 	void *table;
@@ -181,7 +182,7 @@ __noinline int insert(struct ctx *c, __u32 gen, __u32 frag_next)
 
 		if (last && c->now - *last > 100000000ULL) {
 			*last = c->now;
-			if (collect(c->slot, gen, c->now) &&
+			if (collect(c->slot, c->now) &&
 			    !bpf_map_update_elem(table, &c->key, &f, BPF_ANY))
 				return 1;
 		}
@@ -193,18 +194,17 @@ __noinline int insert(struct ctx *c, __u32 gen, __u32 frag_next)
 static __always_inline void set_key(struct ctx *c, __u32 kind)
 {
 	if (c->dir == EGRESS) {
-		c->key.laddr = c->p.src;
 		c->key.raddr = c->p.dst;
 		c->key.lport = c->p.sport;
 		c->key.rport = c->p.dport;
 	} else {
-		c->key.laddr = c->p.dst;
 		c->key.raddr = c->p.src;
 		c->key.lport = c->p.dport;
 		c->key.rport = c->p.sport;
 	}
 	c->key.proto = c->p.proto;
 	c->key.kind = kind;
+	c->key.local = c->local;
 	c->key.pad = 0;
 }
 
@@ -242,7 +242,7 @@ __noinline int later_fragment(struct ctx *c)
 	return 0;
 }
 
-__noinline int first_fragment(struct ctx *c, __u32 gen)
+__noinline int first_fragment(struct ctx *c)
 {
 	const struct settings *cfg = get_config();
 	struct flow *f;
@@ -261,7 +261,7 @@ __noinline int first_fragment(struct ctx *c, __u32 gen)
 		bpf_map_delete_elem(table, &c->key);
 		return REASON_FRAGMENT;
 	}
-	return insert(c, gen, c->p.frag_len) ? 0 : REASON_TABLE_FULL;
+	return insert(c, c->p.frag_len) ? 0 : REASON_TABLE_FULL;
 }
 
 /* An ICMP error passes for a live flow whose packet it carries (RFC 792, RFC 4443). */
@@ -313,12 +313,12 @@ __noinline int icmp_error(struct __sk_buff *skb, struct ctx *c, const struct end
 		/* The pod complains to the sender of what it received. */
 		if (!addr_equal(&c->p.dst, &isrc))
 			return REASON_ICMP_ERROR;
-		c->key.laddr = idst;
+		c->key.local = own_index(ep, &idst);
 		c->key.raddr = isrc;
 	} else {
 		if (!addr_equal(&c->p.dst, &isrc))
 			return REASON_ICMP_ERROR;
-		c->key.laddr = isrc;
+		c->key.local = own_index(ep, &isrc);
 		c->key.raddr = idst;
 	}
 	if (has_ports(proto)) {
@@ -377,13 +377,13 @@ __noinline int flow_verdict(struct __sk_buff *skb, struct ctx *c, const struct e
 		return REASON_NO_ENDPOINT;
 	f = bpf_map_lookup_elem(table, &c->key);
 	if (f && expired(cfg, &c->key, f, c->now)) {
-		emit_close(ep->gen, &c->key, f, c->now);
+		emit_close(ep, &c->key, f, c->now);
 		bpf_map_delete_elem(table, &c->key);
 		f = 0;
 	}
 	if (f && !syn) {
 		if (f->revision != c->revision && !judge_again(c, ep, f)) {
-			emit_close(ep->gen, &c->key, f, c->now);
+			emit_close(ep, &c->key, f, c->now);
 			bpf_map_delete_elem(table, &c->key);
 			return c->a.rule & RULE_MASK ?: REASON_NO_RULESET;
 		}
@@ -397,7 +397,7 @@ __noinline int flow_verdict(struct __sk_buff *skb, struct ctx *c, const struct e
 	ask(c, ep, c->dir);
 	if (!permits(c)) {
 		if (f && f->opener == c->dir) {
-			emit_close(ep->gen, &c->key, f, c->now);
+			emit_close(ep, &c->key, f, c->now);
 			bpf_map_delete_elem(table, &c->key);
 		}
 		return c->a.rule & RULE_MASK ?: REASON_NO_RULESET;
@@ -418,40 +418,101 @@ __noinline int flow_verdict(struct __sk_buff *skb, struct ctx *c, const struct e
 		goto admitted;
 	}
 	if (f)
-		emit_close(ep->gen, &c->key, f, c->now);
-	if (!insert(c, ep->gen, 0))
+		emit_close(ep, &c->key, f, c->now);
+	if (!insert(c, 0))
 		return REASON_TABLE_FULL;
 	emit_verdict(c, ep->gen);
 admitted:
 	if (c->p.frag == FRAG_FIRST)
-		return first_fragment(c, ep->gen);
+		return first_fragment(c);
 	return 0;
 }
 
-static __always_inline int handle(struct __sk_buff *skb, __u32 dir)
+/*
+ * The common case in one breath: an unfragmented TCP or UDP packet without
+ * options, of a live flow that the current revision admits. Whatever is not
+ * exactly that takes the long way. Returns true if the packet is admitted.
+ */
+static __always_inline bool established(struct __sk_buff *skb, const struct settings *cfg,
+					const struct endpoint *ep, __u32 slot, __u32 revision,
+					__u32 dir, __be16 proto)
 {
-	__u32 ifindex = skb->ifindex, zero = 0, which, want, *v;
-	const struct settings *cfg = get_config();
-	const struct endpoint *ep;
-	struct ctx *c = bpf_map_lookup_elem(&scratch, &zero);
-	struct ethhdr *eth;
-	__be16 proto;
-	int reason;
+	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	struct flow_key k = {};
+	struct addr local;
+	struct flow *f;
+	__u32 ports, len = skb->len, l4len;
+	__u8 *l4;
+	__u64 now;
+	void *table;
+	bool answer;
 
-	v = bpf_map_lookup_elem(&endpoint_slots, &ifindex);
-	if (!cfg || !c || !v)
-		return TCX_DROP;
-	c->slot = *v;
-	/* Before anything else is read: a flow must not get a newer revision than its verdict. */
-	c->revision = *(volatile const __u32 *)&cfg->revision;
-	v = bpf_map_lookup_elem(&active, &c->slot);
-	if (!v)
-		return TCX_DROP;
-	which = *(volatile __u32 *)v;
-	ep = bpf_map_lookup_elem(&endpoints, &which);
-	/* The slot may be changing hands: another interface's entry is not ours. */
-	if (!ep || ep->ifindex != ifindex || ep->flags & EP_DENY_ALL)
-		return TCX_DROP;
+	if (proto == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = data + ETH_HLEN;
+
+		l4 = (__u8 *)(ip + 1);
+		if ((void *)(l4 + 20) > data_end || ip->ver_ihl != 0x45 ||
+		    ip->frag_off & bpf_htons(0x3fff) || bpf_ntohs(ip->tot_len) != len - ETH_HLEN)
+			return false;
+		k.proto = ip->protocol;
+		set_v4(&local, dir == EGRESS ? ip->saddr : ip->daddr);
+		set_v4(&k.raddr, dir == EGRESS ? ip->daddr : ip->saddr);
+		l4len = len - ETH_HLEN - 20;
+	} else {
+		struct ipv6hdr *ip = data + ETH_HLEN;
+
+		l4 = (__u8 *)(ip + 1);
+		if ((void *)(l4 + 20) > data_end || ip->ver_class >> 4 != 6 ||
+		    bpf_ntohs(ip->payload_len) != len - ETH_HLEN - 40)
+			return false;
+		k.proto = ip->nexthdr;
+		__builtin_memcpy(&local, dir == EGRESS ? ip->saddr : ip->daddr, 16);
+		__builtin_memcpy(&k.raddr, dir == EGRESS ? ip->daddr : ip->saddr, 16);
+		if (is_v4(&local) || is_v4(&k.raddr))
+			return false;
+		l4len = len - ETH_HLEN - 40;
+	}
+	if (k.proto == IPPROTO_TCP) {
+		/* Neither opening nor closing. */
+		if ((l4[13] & (TCP_ACK | TCP_SYN | TCP_FIN | TCP_RST)) != TCP_ACK ||
+		    l4[12] >> 4 < 5 || (__u32)(l4[12] >> 4) * 4 > l4len)
+			return false;
+	} else if (k.proto == IPPROTO_UDP) {
+		__u32 ulen = (__u32)l4[4] << 8 | l4[5];
+
+		if (ulen != l4len || skb->gso_segs)
+			return false;
+	} else {
+		return false;
+	}
+	ports = *(__u32 *)l4; /* source, destination in network order */
+	k.lport = bpf_ntohs(dir == EGRESS ? ports & 0xffff : ports >> 16);
+	k.rport = bpf_ntohs(dir == EGRESS ? ports >> 16 : ports & 0xffff);
+	k.local = own_index(ep, &local);
+	if (k.local == LOCAL_OTHER)
+		return false;
+	table = bpf_map_lookup_elem(&flows, &slot);
+	f = table ? bpf_map_lookup_elem(table, &k) : 0;
+	if (!f || f->revision != revision)
+		return false;
+	now = bpf_ktime_get_coarse_ns();
+	if (expired(cfg, &k, f, now))
+		return false;
+	f->last_seen = now;
+	answer = dir != f->opener;
+	f->packets[answer] += skb->gso_segs ?: 1;
+	f->bytes[answer] += len;
+	if (answer && f->state == STATE_OPENING)
+		f->state = STATE_OPEN;
+	return true;
+}
+
+/* Everything else. The frame's first 54 bytes, or all of it, are linear. */
+static __noinline int examine(struct __sk_buff *skb, const struct settings *cfg,
+			      const struct endpoint *ep, struct ctx *c, __u32 dir)
+{
+	__be16 proto = skb->protocol;
+	int reason;
 
 	__builtin_memset(&c->p, 0, sizeof(c->p));
 	c->dir = dir;
@@ -461,30 +522,23 @@ static __always_inline int handle(struct __sk_buff *skb, __u32 dir)
 	c->post_dnat = cfg->post_dnat;
 	c->a.rule = 0;
 	c->a.staged = 0;
-	if (dir == EGRESS)
-		skb->mark &= ~cfg->mark;
 
 	/* A tag hides what the kernel will act on; a priority tag is still routed. */
-	proto = skb->protocol;
 	if (skb->vlan_present || proto == bpf_htons(ETH_P_8021Q) ||
 	    proto == bpf_htons(ETH_P_8021AD) || proto == bpf_htons(ETH_P_QINQ1))
 		return drop(c, ep, REASON_VLAN);
+	{
+		struct ethhdr *eth = (void *)(long)skb->data;
 
-	/* All fixed headers into the linear part: an AF_PACKET ring sends 14 bytes linear. */
-	want = ETH_HLEN + 40;
-	if (c->len < want)
-		want = c->len;
-	if ((long)skb->data + want > (long)skb->data_end && bpf_skb_pull_data(skb, want) < 0)
-		return drop(c, ep, REASON_MALFORMED);
-	eth = (void *)(long)skb->data;
-	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
-		return drop(c, ep, REASON_MALFORMED);
-	if (dir == EGRESS && !mac_equal(eth->h_source, ep->mac))
-		return drop(c, ep, REASON_SOURCE_MAC);
-	/* skb->protocol is what the kernel dispatches on; both must say the same. */
-	if (eth->h_proto != proto) {
-		reason = REASON_ETHERTYPE;
-		goto not_understood;
+		if ((void *)(eth + 1) > (void *)(long)skb->data_end)
+			return drop(c, ep, REASON_MALFORMED);
+		if (dir == EGRESS && !mac_equal(eth->h_source, ep->mac))
+			return drop(c, ep, REASON_SOURCE_MAC);
+		/* skb->protocol is what the kernel dispatches on; both must say the same. */
+		if (eth->h_proto != proto) {
+			reason = REASON_ETHERTYPE;
+			goto not_understood;
+		}
 	}
 
 	if (proto == bpf_htons(ETH_P_ARP)) {
@@ -506,15 +560,18 @@ static __always_inline int handle(struct __sk_buff *skb, __u32 dir)
 				reason = ndp_from_pod(skb, ep, &c->p);
 			return reason ? drop(c, ep, reason) : accept(skb, cfg, dir);
 		}
+		c->local = own_index(ep, &c->p.src);
 		/* Link-local sources reach the link only; policy judges where to. */
-		if (!own_addr(ep, &c->p.src) && !is_link_local(&c->p.src))
+		if (c->local == LOCAL_OTHER && !is_link_local(&c->p.src))
 			return drop(c, ep, REASON_SOURCE);
 		if (skb->pkt_type == PACKET_OTHERHOST && !(ep->flags & EP_BRIDGED))
 			return drop(c, ep, REASON_DEST_MAC);
-	} else if (c->p.ndp && !reason &&
-		   (c->p.hop_limit == 255 || (c->p.hop_limit == 1 && is_link_local(&c->p.src)))) {
+	} else {
+		c->local = own_index(ep, &c->p.dst);
 		/* RFC 4861: hop limit 255 proves that it is from this link; MLD has 1. */
-		return accept(skb, cfg, dir);
+		if (c->p.ndp && !reason &&
+		    (c->p.hop_limit == 255 || (c->p.hop_limit == 1 && is_link_local(&c->p.src))))
+			return accept(skb, cfg, dir);
 	}
 	if (reason)
 		goto not_understood;
@@ -531,6 +588,52 @@ static __always_inline int handle(struct __sk_buff *skb, __u32 dir)
 not_understood:
 	/* Dropped if the pod is governed (I1). */
 	return governed(ep, dir) ? drop(c, ep, reason) : accept(skb, cfg, dir);
+}
+
+static __always_inline int handle(struct __sk_buff *skb, __u32 dir)
+{
+	__u32 ifindex = skb->ifindex, zero = 0, want, slot, revision, *v;
+	const struct settings *cfg = get_config();
+	const struct endpoint *ep;
+	struct ctx *c;
+	__be16 proto;
+
+	v = bpf_map_lookup_elem(&endpoint_slots, &ifindex);
+	if (!cfg || !v)
+		return TCX_DROP;
+	slot = *v;
+	/* Before anything else is read: a flow must not get a newer revision than its verdict. */
+	revision = *(volatile const __u32 *)&cfg->revision;
+	ep = endpoint_of(slot);
+	/* The slot may be changing hands: another interface's entry is not ours. */
+	if (!ep || ep->ifindex != ifindex || ep->flags & EP_DENY_ALL)
+		return TCX_DROP;
+	if (dir == EGRESS)
+		skb->mark &= ~cfg->mark;
+
+	/* All fixed headers into the linear part: an AF_PACKET ring sends 14 bytes linear. */
+	want = ETH_HLEN + 40 + 20;
+	if (skb->len < want)
+		want = skb->len;
+	if ((long)skb->data + want > (long)skb->data_end && bpf_skb_pull_data(skb, want) < 0)
+		return TCX_DROP;
+
+	proto = skb->protocol;
+	if (!skb->vlan_present && (proto == bpf_htons(ETH_P_IP) || proto == bpf_htons(ETH_P_IPV6))) {
+		struct ethhdr *eth = (void *)(long)skb->data;
+
+		if ((void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == proto &&
+		    (dir == INGRESS || (mac_equal(eth->h_source, ep->mac) &&
+					(skb->pkt_type != PACKET_OTHERHOST || ep->flags & EP_BRIDGED))) &&
+		    established(skb, cfg, ep, slot, revision, dir, proto))
+			return accept(skb, cfg, dir);
+	}
+	c = bpf_map_lookup_elem(&scratch, &zero);
+	if (!c)
+		return TCX_DROP;
+	c->slot = slot;
+	c->revision = revision;
+	return examine(skb, cfg, ep, c, dir);
 }
 
 SEC("tcx/ingress") int from_pod(struct __sk_buff *skb)
@@ -654,12 +757,8 @@ SEC("netfilter") int look_after_dnat(struct bpf_nf_ctx *nf)
 	return NF_DROP;
 }
 
-struct collect_args {
-	__u32 slot, gen;
-};
-
 /* Returns the number of flows removed. */
-SEC("syscall") int collect_flows(struct collect_args *args)
+SEC("syscall") int collect_flows(__u32 *slot)
 {
-	return collect(args->slot, args->gen, bpf_ktime_get_ns());
+	return collect(*slot, bpf_ktime_get_ns());
 }

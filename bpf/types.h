@@ -96,13 +96,19 @@ enum flow_kind {
 	KIND_TRANSLATED,	/* a flow's destination after DNAT */
 };
 
+/*
+ * The table belongs to one incarnation of one pod, so the pod's end is only the
+ * index of its address. The index of an address never changes within an incarnation.
+ */
 struct flow_key {
-	struct addr laddr, raddr; /* the pod's end, the other end */
+	struct addr raddr; /* the other end */
 	__u16 lport, rport;
 	__u8 proto;
 	__u8 kind;
-	__u16 pad;
+	__u8 local; /* index in endpoint.addrs, or LOCAL_OTHER: link-local, multicast */
+	__u8 pad;
 };
+#define LOCAL_OTHER 0xff
 
 enum flow_state {
 	STATE_OPENING = 0, /* only the opener has spoken */
@@ -112,7 +118,8 @@ enum flow_state {
 
 struct flow {
 	__u64 created, last_seen;
-	__u64 packets[2], bytes[2]; /* [opener, answer] */
+	/* [opener, answer]; not atomic: exact as long as one CPU at a time has a direction */
+	__u64 packets[2], bytes[2];
 	__u32 revision;		    /* policy revision that the verdict is from */
 	__u32 rule;		    /* rule that admits the flow */
 	__u32 staged;		    /* what the staged ruleset says, as in entry.rule */

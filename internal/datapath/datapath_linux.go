@@ -321,3 +321,14 @@ func (d *Datapath) Close() error {
 
 // Program returns the program of a direction, for BPF_PROG_TEST_RUN.
 func (d *Datapath) Program(dir policy.Direction) *ebpf.Program { return d.programs()[dir] }
+
+// LoadOver loads other programs over the same maps; for benchmarks.
+func (d *Datapath) LoadOver(spec *ebpf.CollectionSpec, to any) error {
+	spec.Maps["flows"].InnerMap.MaxEntries = d.cfg.FlowQuota
+	for name, m := range spec.Maps {
+		if _, ours := d.spec.Maps[name]; ours && name != "scratch" && name[0] != '.' {
+			m.Pinning = ebpf.PinByName
+		}
+	}
+	return spec.LoadAndAssign(to, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: d.cfg.PinDir}})
+}

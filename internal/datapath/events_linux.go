@@ -151,8 +151,7 @@ func (d *Datapath) CollectFlows(ifindex int) (int, error) {
 	if ep == nil {
 		return 0, nil
 	}
-	args := bpf.PosternCollectArgs{Slot: ep.slot, Gen: ep.entry.Gen}
-	n, err := d.objs.CollectFlows.Run(&ebpf.RunOptions{Context: args})
+	n, err := d.objs.CollectFlows.Run(&ebpf.RunOptions{Context: ep.slot})
 	if err != nil {
 		return 0, fmt.Errorf("collect flows: %w", err)
 	}

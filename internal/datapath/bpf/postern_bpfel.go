@@ -18,12 +18,6 @@ type PosternAddr struct {
 	B [16]uint8
 }
 
-type PosternCollectArgs struct {
-	_    structs.HostLayout
-	Slot uint32
-	Gen  uint32
-}
-
 type PosternCounter uint32
 
 const (
@@ -79,6 +73,8 @@ type PosternCtx struct {
 	Len      uint32
 	Segs     uint32
 	PostDnat uint32
+	Local    uint32
+	_        [4]byte
 }
 
 type PosternEndpoint struct {
@@ -145,13 +141,13 @@ type PosternFlow struct {
 
 type PosternFlowKey struct {
 	_     structs.HostLayout
-	Laddr PosternAddr
 	Raddr PosternAddr
 	Lport uint16
 	Rport uint16
 	Proto uint8
 	Kind  uint8
-	Pad   uint16
+	Local uint8
+	Pad   uint8
 }
 
 type PosternListRef struct {
