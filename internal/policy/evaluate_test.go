@@ -460,6 +460,12 @@ func TestProtected(t *testing.T) {
 		s.Pods[2].IPs = addrs(meta)
 		specify(t, s, podWeb, out("tcp", meta, 80, fwd, named))
 	})
+	t.Run("a port by name does not name it either", func(t *testing.T) {
+		s := accept()
+		s.Pods[1].IPs = addrs(meta, "10.0.0.2")
+		s.Policies[0].Rules[0][0] = on(anywhere(policy.Accept), policy.PortMatch{Named: "pg", Protocol: packet.ProtocolTCP})
+		specify(t, s, podWeb, out("tcp", meta, 5432, drop, denied), out("tcp", "10.0.0.2", 5432, fwd, named))
+	})
 	t.Run("Deny and Pass reach it, ingress knows it not, ungoverned pods do not either", func(t *testing.T) {
 		s := accept()
 		s.Policies[0].Rules[0] = []policy.Rule{anywhere(policy.Deny)}

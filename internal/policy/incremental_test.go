@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/postern-dev/postern/internal/packet"
 	"github.com/postern-dev/postern/internal/policy"
 	"github.com/postern-dev/postern/internal/policy/policytest"
 )
@@ -170,6 +171,85 @@ func emptied(t *testing.T, f *follower, s *policy.Snapshot) {
 		Revision: s.Revision, Sets: map[policy.SetID][]netip.Prefix{policy.SetIDProtected: nil},
 	}
 	f.check(t, want, "emptied")
+	if left := f.c.Leftovers(); left != "" {
+		t.Fatalf("emptied, but it still holds %s", left)
+	}
+}
+
+// TestDelta restates what a Delta says of single changes to the shop.
+func TestDelta(t *testing.T) {
+	setUp := func(t *testing.T, s *policy.Snapshot) *policy.Compiler {
+		t.Helper()
+		c := policy.NewCompiler(nil)
+		if _, err := c.Apply(policy.ChangesFrom(s)); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	apply := func(t *testing.T, c *policy.Compiler, ch policy.Changes) policy.Delta {
+		t.Helper()
+		d, err := c.Apply(ch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	empty := func(d policy.Delta) bool {
+		return len(d.SetsChanged)+len(d.RulesetsAdded)+len(d.Endpoints)+len(d.Addresses)+len(d.EndpointsGone)+
+			len(d.RulesetsRemoved)+len(d.SetsRemoved) == 0 && !d.ServicesChanged
+	}
+	t.Run("the same again is nothing", func(t *testing.T) {
+		c := setUp(t, shop())
+		if d := apply(t, c, policy.ChangesFrom(shop())); !empty(d) {
+			t.Errorf("got %+v", d)
+		}
+	})
+	t.Run("a new pod of a peer is one address of one set", func(t *testing.T) {
+		s := world(np("p", [2]bool{true, false}, []policy.Rule{to(policy.Accept, podsIn("bank"))}, nil))
+		c := setUp(t, s)
+		d := apply(t, c, policy.Changes{Pods: []policy.Pod{{Namespace: "bank", Name: "new", Node: "n2", IPs: addrs("10.0.0.77")}}})
+		want := map[policy.SetID]policy.SetDelta{"pods:bank/{*}": {Add: nets("10.0.0.77/32")}}
+		if diff := cmp.Diff(want, d.SetsChanged, compiledEqual); diff != "" {
+			t.Errorf("sets (-want +got)\n%s", diff)
+		}
+		if len(d.RulesetsAdded) != 0 || len(d.Endpoints) != 1 {
+			t.Errorf("got rulesets %v, endpoints %v, want none and the new one", d.RulesetsAdded, d.Endpoints)
+		}
+	})
+	t.Run("a pod made anew is an endpoint anew", func(t *testing.T) {
+		s := shop()
+		c := setUp(t, s)
+		pod := s.Pods[0]
+		pod.UID = "another"
+		d := apply(t, c, policy.Changes{PodsDeleted: []policy.PodKey{podWeb}, Pods: []policy.Pod{pod}})
+		if _, ok := d.Endpoints[podWeb]; !ok || len(d.EndpointsGone) != 0 {
+			t.Errorf("got %+v", d)
+		}
+	})
+	t.Run("a changed address", func(t *testing.T) {
+		s := shop()
+		c := setUp(t, s)
+		pod := s.Pods[0]
+		pod.IPs = addrs("10.0.0.7")
+		d := apply(t, c, policy.Changes{Pods: []policy.Pod{pod}})
+		if diff := cmp.Diff(map[policy.PodKey][]netip.Addr{podWeb: addrs("10.0.0.7")}, d.Addresses, compiledEqual); diff != "" {
+			t.Errorf("(-want +got)\n%s", diff)
+		}
+	})
+	t.Run("a backend's container port gets the name that a Service peer asks for", func(t *testing.T) {
+		front := policy.Peer{Kind: policy.PeerService, Service: policy.ServiceRef{Namespace: "shop", Name: "front"}}
+		rule := on(to(policy.Accept, front), policy.PortMatch{Named: "data", AnyProtocol: true})
+		s := world(np("p", [2]bool{true, false}, []policy.Rule{rule}, nil))
+		c := setUp(t, s)
+		before := policy.Lookup(c.Compiled(), podWeb, policy.Egress, tuple("tcp", "10.0.0.1", "10.0.0.2", 5432))
+		db := s.Pods[1]
+		db.Ports = []policy.ContainerPort{{Name: "data", Protocol: packet.ProtocolTCP, Port: 5432}}
+		apply(t, c, policy.Changes{Pods: []policy.Pod{db}})
+		after := policy.Lookup(c.Compiled(), podWeb, policy.Egress, tuple("tcp", "10.0.0.1", "10.0.0.2", 5432))
+		if before.Verdict != policy.Dropped || after.Verdict != policy.Forwarded {
+			t.Errorf("got %s, then %s", before, after)
+		}
+	})
 }
 
 func TestOrderOfObjectsDoesNotMatter(t *testing.T) {

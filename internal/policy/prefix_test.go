@@ -157,3 +157,19 @@ func FuzzPrefixAlgebra(f *testing.F) {
 		checkDiff(t, a, b)
 	})
 }
+
+func TestMergeRanges(t *testing.T) {
+	r := func(first, last uint16) PortRange { return PortRange{6, first, last} }
+	for _, tt := range []struct{ in, want []PortRange }{
+		{nil, nil},
+		{[]PortRange{r(80, 80), r(81, 90)}, []PortRange{r(80, 90)}},
+		{[]PortRange{r(82, 90), r(80, 80)}, []PortRange{r(80, 80), r(82, 90)}},
+		{[]PortRange{r(1, 100), r(50, 60), r(100, 101)}, []PortRange{r(1, 101)}},
+		{[]PortRange{r(60000, 65535), r(65535, 65535)}, []PortRange{r(60000, 65535)}},
+		{[]PortRange{{17, 0, 65535}, {6, 80, 65535}, {17, 5, 6}}, []PortRange{r(80, 65535), {17, 0, 65535}}},
+	} {
+		if got := mergeRanges(slices.Clone(tt.in)); !slices.Equal(got, tt.want) {
+			t.Errorf("%v: got %v, want %v", tt.in, got, tt.want)
+		}
+	}
+}

@@ -26,6 +26,9 @@ func (g gen) policy(i int) policy.Policy {
 	default:
 		p.Kind = policy.KindClusterEgressPolicy
 		p.Tier = pick(g, []string{policy.TierAdmin, policy.TierBaseline, tierNames[0], tierNames[1]})
+		if g.chance(12) {
+			p.Tier = policy.TierNetworkPolicy // where it adds rules, but isolates nobody
+		}
 		p.Priority = int32(g.IntN(4))
 	}
 	p.Subject = g.subject(p.Namespace)

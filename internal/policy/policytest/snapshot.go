@@ -20,6 +20,9 @@ func RandomSnapshot(rng *rand.Rand, size int) *policy.Snapshot {
 	g := gen{rng}
 	size = max(size, 1)
 	s := &policy.Snapshot{Revision: 1, Time: Start, Tiers: policy.BuiltinTiers()}
+	for i := range s.Tiers {
+		s.Tiers[i].DefaultDeny = g.chance(6)
+	}
 	for i := range g.IntN(3) {
 		s.Tiers = append(s.Tiers, g.tier(i))
 	}
