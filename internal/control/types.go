@@ -1,0 +1,200 @@
+package control
+
+import (
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/postern-dev/postern/internal/flow"
+	"github.com/postern-dev/postern/internal/policy"
+)
+
+// DefaultSocket is where the agent of a node listens.
+const DefaultSocket = "/run/postern/agent.sock"
+
+// Status is the agent's state in one answer.
+type Status struct {
+	Node    string    `json:"node"`
+	Version string    `json:"version"`
+	Started time.Time `json:"started"`
+	Now     time.Time `json:"now"`
+	// Revision is the datapath's; it grows with every change that is enforced.
+	Revision uint32 `json:"revision"`
+	// Endpoints counts by state: enforced, failed, quarantined, not-covered.
+	Endpoints map[string]int `json:"endpoints"`
+	// Policies counts by kind; PoliciesInvalid those with errors.
+	Policies        map[string]int `json:"policies"`
+	PoliciesInvalid int            `json:"policies_invalid"`
+	// Problems are sentences that say what is wrong and what to do, worst first. Empty: all is well.
+	Problems []Problem `json:"problems"`
+	// Kernel is sizes of what the kernel holds.
+	Kernel map[string]int `json:"kernel"`
+	// Counters are node-wide counts of what could not be told or kept.
+	EventsLost   uint64 `json:"events_lost"`
+	FlowsRefused uint64 `json:"flows_refused"`
+	// CatchAllDropped counts frames that reached the nftables catch-all.
+	Records int `json:"records"`
+}
+
+// Problem is one thing that is wrong.
+type Problem struct {
+	Severity string `json:"severity"` // error or warning
+	Object   string `json:"object"`   // what it is about
+	Path     string `json:"path,omitempty"`
+	Message  string `json:"message"` // what is wrong and what to do
+}
+
+// Endpoint is a pod of this node.
+type Endpoint struct {
+	Namespace string       `json:"namespace"`
+	Name      string       `json:"name"`
+	Interface string       `json:"interface"`
+	Addrs     []netip.Addr `json:"addrs"`
+	// State is enforced, failed, quarantined or not-covered.
+	State string `json:"state"`
+	// Message says why the state is not enforced.
+	Message string `json:"message,omitempty"`
+	// Egress and Ingress are isolated if some policy governs the direction, else open.
+	Egress  string `json:"egress"`
+	Ingress string `json:"ingress"`
+	// Dropped and Forwarded count packets that a rule decided itself: drops, and first packets.
+	Dropped   uint64 `json:"dropped"`
+	Forwarded uint64 `json:"forwarded"`
+	// Rules are the exact counters behind them, most packets first.
+	Rules []RuleCount `json:"rules,omitempty"`
+}
+
+// RuleCount is a rule's exact counters for one endpoint.
+type RuleCount struct {
+	Rule    flow.Rule `json:"rule"`
+	Packets uint64    `json:"packets"`
+	Bytes   uint64    `json:"bytes"`
+}
+
+// Policy is a policy object and what is wrong with it.
+type Policy struct {
+	Kind      string    `json:"kind"`
+	Namespace string    `json:"namespace,omitempty"`
+	Name      string    `json:"name"`
+	Tier      string    `json:"tier"`
+	Priority  int32     `json:"priority"`
+	Endpoints int       `json:"endpoints"` // of this node that it governs
+	Problems  []Problem `json:"problems,omitempty"`
+}
+
+// ExplainRequest asks what would happen to a flow's first packet. From and To
+// are "namespace/pod" or an address; one of them must be a pod.
+type ExplainRequest struct {
+	From     string `json:"from"`
+	To       string `json:"to"`
+	Port     uint16 `json:"port"`
+	Protocol string `json:"protocol"`
+}
+
+// ExplainResponse is one Explanation per direction that a policy of this
+// cluster is asked in: egress of From if it is a pod, ingress of To if it is one.
+type ExplainResponse struct {
+	Verdict      string               `json:"verdict"`
+	Explanations []policy.Explanation `json:"explanations"`
+	Text         string               `json:"text"`
+}
+
+// Filter selects records. Empty fields select everything; all must hold.
+type Filter struct {
+	Pod     string    // namespace/name, or name; either end
+	Verdict string    // forwarded, dropped or deferred
+	To      string    // destination: address, network, pod, or namespace/
+	Rule    string    // part of the rule's text or its reason
+	Since   time.Time // not before
+	Limit   int       // newest ones only; 0: all that are kept
+	Follow  bool
+}
+
+// Query returns f as URL parameters.
+func (f Filter) Query() url.Values {
+	q := url.Values{}
+	set := func(k, v string) {
+		if v != "" {
+			q.Set(k, v)
+		}
+	}
+	set("pod", f.Pod)
+	set("verdict", f.Verdict)
+	set("to", f.To)
+	set("rule", f.Rule)
+	if !f.Since.IsZero() {
+		set("since", f.Since.Format(time.RFC3339Nano))
+	}
+	if f.Limit > 0 {
+		set("limit", strconv.Itoa(f.Limit))
+	}
+	if f.Follow {
+		set("follow", "1")
+	}
+	return q
+}
+
+// ParseFilter is the inverse of Query.
+func ParseFilter(q url.Values) (Filter, error) {
+	f := Filter{Pod: q.Get("pod"), Verdict: q.Get("verdict"), To: q.Get("to"), Rule: q.Get("rule"), Follow: q.Get("follow") == "1"}
+	if s := q.Get("since"); s != "" {
+		t, err := time.Parse(time.RFC3339Nano, s)
+		if err != nil {
+			return f, err
+		}
+		f.Since = t
+	}
+	if s := q.Get("limit"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			return f, err
+		}
+		f.Limit = n
+	}
+	return f, nil
+}
+
+// Matches reports whether f selects r, Limit and Follow aside.
+func (f Filter) Matches(r *flow.Record) bool {
+	if f.Verdict != "" && r.Verdict != f.Verdict {
+		return false
+	}
+	if f.Pod != "" && !names(f.Pod, &r.Local) && !names(f.Pod, &r.Remote) {
+		return false
+	}
+	if !f.Since.IsZero() && r.Time.Before(f.Since) {
+		return false
+	}
+	if f.Rule != "" && !strings.Contains(r.Rule.Text, f.Rule) && r.Rule.Reason != f.Rule {
+		return false
+	}
+	if f.To != "" {
+		dst := &r.Remote
+		if r.Direction == policy.Ingress || r.Dir == "ingress" {
+			dst = &r.Local
+		}
+		if !to(f.To, dst) {
+			return false
+		}
+	}
+	return true
+}
+
+func names(s string, e *flow.End) bool {
+	return e.Kind == "pod" && (e.Namespace+"/"+e.Name == s || e.Name == s)
+}
+
+func to(s string, e *flow.End) bool {
+	if p, err := netip.ParsePrefix(s); err == nil {
+		return p.Contains(e.Addr)
+	}
+	if a, err := netip.ParseAddr(s); err == nil {
+		return a.Unmap() == e.Addr
+	}
+	if ns, ok := strings.CutSuffix(s, "/"); ok {
+		return e.Namespace == ns
+	}
+	return e.Namespace+"/"+e.Name == s || e.Name == s
+}
