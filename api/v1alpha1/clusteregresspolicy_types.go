@@ -222,8 +222,10 @@ type ClusterEgressPolicyPeer struct {
 	// +optional
 	Nodes *metav1.LabelSelector `json:"nodes,omitempty"`
 
-	// Services matches Services by name: their own addresses at their own ports
-	// and the backends that they lead to at the target ports.
+	// Services matches Services by name: their own addresses, and the ready
+	// backends that they lead to at the target ports. The rule's protocols are
+	// compared with the target port; without protocols exactly the Services'
+	// ports are matched.
 	//
 	// +optional
 	// +listType=atomic

@@ -18,6 +18,7 @@ func (w *World) Findings() []Finding {
 	var out []Finding
 	for ref, e := range w.objects {
 		out = append(out, e.findings...)
+		out = append(out, e.doubt...)
 		if e.policy != nil {
 			out = append(out, w.references(ref, e)...)
 		}
@@ -129,7 +130,7 @@ func (w *World) placeFindings() []Finding {
 func (w *World) tierFindings() []Finding {
 	var own []policy.Tier
 	for ref, e := range w.objects {
-		if ref.Kind == "Tier" && !e.closed {
+		if ref.Kind == "Tier" && !e.isClosed() {
 			own = append(own, *e.tier)
 		}
 	}

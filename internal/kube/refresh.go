@@ -84,7 +84,9 @@ func (w *World) refreshObject(ref ObjectRef, e *entry) {
 		if e == nil {
 			w.sets.put(key, nil)
 		} else {
-			w.sets.put(key, e.set)
+			set := *e.set
+			set.Invalid = set.Invalid || e.isClosed()
+			w.sets.put(key, &set)
 		}
 	case "Namespace":
 		if e == nil {
@@ -92,7 +94,7 @@ func (w *World) refreshObject(ref ObjectRef, e *entry) {
 		} else {
 			w.namespaces.put(ref.Name, e.namespace)
 		}
-		closed := e != nil && e.closed
+		closed := e != nil && e.isClosed()
 		w.closeSubject(ref, closed, policy.Subject{Selects: true, Namespace: ref.Name})
 		w.closePeer(ref, closed, policy.Peer{Kind: policy.PeerPods, Pods: policy.PodPeer{Namespace: ref.Name}})
 	case "Node":
@@ -107,7 +109,7 @@ func (w *World) refreshObject(ref ObjectRef, e *entry) {
 func (w *World) refreshTiers() {
 	var own []policy.Tier
 	for ref, e := range w.objects {
-		if ref.Kind == "Tier" && !e.closed {
+		if ref.Kind == "Tier" && !e.isClosed() {
 			own = append(own, *e.tier)
 		}
 	}
@@ -169,11 +171,11 @@ func (w *World) ruleNamesClosedService(r *policy.Rule) bool {
 
 // serviceClosed reports whether a Service or one of its slices was not understood.
 func (w *World) serviceClosed(ref policy.ServiceRef) bool {
-	if e := w.objects[serviceObject(ref)]; e != nil && e.closed {
+	if e := w.objects[serviceObject(ref)]; e != nil && e.isClosed() {
 		return true
 	}
 	for slice := range w.slicesOf[ref] {
-		if w.objects[slice].closed {
+		if w.objects[slice].isClosed() {
 			return true
 		}
 	}
@@ -187,7 +189,7 @@ func (w *World) refreshNode(ref ObjectRef, e *entry) {
 		return
 	}
 	w.nodes.put(ref.Name, e.node)
-	w.closePeer(ref, e.closed, addressPeer(e.node.IPs))
+	w.closePeer(ref, e.isClosed(), addressPeer(e.node.IPs))
 }
 
 func (w *World) refreshPod(ref ObjectRef, e *entry) {
@@ -197,7 +199,7 @@ func (w *World) refreshPod(ref ObjectRef, e *entry) {
 	}
 	delete(w.hostPortRows, ref)
 	marked := policy.NewSelector(policy.Requirement{Key: labelClosed, Op: policy.OpIn, Values: []string{ref.Name}})
-	closed := e != nil && !e.pod.gone && e.closed
+	closed := e != nil && !e.pod.gone && e.isClosed()
 	w.closeSubject(ref, closed, policy.Subject{Selects: true, Namespace: ref.Namespace, Pods: marked})
 	w.closePeer(ref, closed, policy.Peer{Kind: policy.PeerPods, Pods: policy.PodPeer{Namespace: ref.Namespace, Pods: marked}})
 	if e == nil || e.pod.gone {

@@ -70,6 +70,7 @@ type entry struct {
 	findings []Finding
 	closed   bool
 	refs     []reference
+	doubt    []Finding // see World.Doubt
 
 	policy    *policy.Policy
 	pod       *podResult
@@ -160,6 +161,21 @@ func (e *entry) setPolicy(p policy.Policy, c *checker) {
 	e.policy, e.findings, e.refs = &p, c.result(), c.refs
 }
 
+// Doubt closes an object, other than a policy, for reasons that do not lie in it,
+// and adds fs to its findings; without fs it is as Set left it. Set and Delete
+// end a doubt. It does nothing to an object that is not there.
+func (w *World) Doubt(ref ObjectRef, fs []Finding) {
+	e := w.objects[ref]
+	if e == nil || e.policy != nil || (len(fs) == 0 && len(e.doubt) == 0) {
+		return
+	}
+	e.doubt = fs
+	w.dirty[ref] = struct{}{}
+}
+
+// isClosed reports whether an object that is no policy is closed (K3).
+func (e *entry) isClosed() bool { return e.closed || HasErrors(e.doubt) }
+
 // Delete removes an object; removing one that is not there does nothing.
 func (w *World) Delete(ref ObjectRef) {
 	if w.objects[ref] == nil {
@@ -232,6 +248,15 @@ func removeFrom[K comparable](m map[K]map[ObjectRef]struct{}, k K, ref ObjectRef
 	if len(m[k]) == 0 {
 		delete(m, k)
 	}
+}
+
+// CloseAll denies everything to every pod, or no longer does. It is for input
+// that can't be read at all: what it would have denied is not known. name
+// appears in flow records, with the kind "Manifest"; each name is on its own.
+func (w *World) CloseAll(name string, on bool) {
+	w.refresh()
+	w.closeSubject(ObjectRef{Kind: "Manifest", Name: name}, on, policy.Subject{Any: true, Selects: true})
+	w.revision++
 }
 
 // Snapshot returns everything at the given time, which expiry dates are compared

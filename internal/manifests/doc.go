@@ -1,0 +1,25 @@
+// Package manifests reads Kubernetes objects from a directory of YAML and JSON
+// files, for a node without a cluster, for tests and for the CLI.
+//
+// Flow of data:
+//
+//	directory -> Store.Rescan -> changed files -> kube.Decode -> kube.World
+//	Store -> Flush, Snapshot, Findings (with file and line), Bindings
+//	Watcher: fsnotify events and a periodic rescan -> Store.Rescan -> callback
+//
+// Files end in .yaml, .yml or .json, at any depth; names that begin with a dot
+// are left out. A file holds any number of documents and Lists.
+//
+// Invariants kept here:
+//
+//	M1 A file that can't be read as a whole changes nothing: the objects of its
+//	   last good version stay (I6). If there is no such version, what the file
+//	   would deny is not known, and everything is denied until it can be read.
+//	M2 A file that lost its objects without being deleted is taken for half-written.
+//	M3 All changes of one rescan become visible together.
+//	M4 The result depends on the files and on M1 only, not on the order in which
+//	   they were found: of two objects of one name the first by path stands, and
+//	   the other one is closed.
+//
+// The package is layer 3 and builds on every system.
+package manifests

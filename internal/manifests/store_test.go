@@ -1,0 +1,398 @@
+package manifests
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/postern-dev/postern/internal/kube"
+	"github.com/postern-dev/postern/internal/packet"
+	"github.com/postern-dev/postern/internal/policy"
+)
+
+const podWeb = `apiVersion: v1
+kind: Pod
+metadata:
+  namespace: shop
+  name: web
+  labels: {app: web}
+  annotations: {postern.dev/interface: veth1}
+status: {podIP: 10.0.0.1}
+`
+
+const isolate = `apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: shop, name: isolate}
+spec:
+  podSelector: {}
+  policyTypes: [Egress]
+  egress: [{to: [{ipBlock: {cidr: 192.0.2.0/24}}]}]
+`
+
+// world is a directory with a Store and a clock.
+type world struct {
+	t   *testing.T
+	dir string
+	now time.Time
+	*Store
+}
+
+func newWorld(t *testing.T, files map[string]string) *world {
+	t.Helper()
+	w := &world{t: t, dir: t.TempDir(), now: time.Now().Add(time.Hour)}
+	w.Store = NewStore(w.dir, Options{Now: func() time.Time { return w.now }})
+	for name, text := range files {
+		w.write(name, text)
+	}
+	w.rescan()
+	return w
+}
+
+func (w *world) write(name, text string) {
+	w.t.Helper()
+	path := filepath.Join(w.dir, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) remove(name string) {
+	w.t.Helper()
+	if err := os.Remove(filepath.Join(w.dir, name)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// rescan rescans with every file touched, so that equal times don't matter.
+func (w *world) rescan() Result {
+	w.t.Helper()
+	touched := map[string]bool{}
+	for path := range w.files {
+		touched[path] = true
+	}
+	res := w.Rescan(touched)
+	if res.Err != nil {
+		w.t.Fatal(res.Err)
+	}
+	return res
+}
+
+// sends reports what happens to a packet from shop/web.
+func (w *world) sends(to string) string {
+	w.t.Helper()
+	return policy.Evaluate(w.Snapshot(), policy.PodKey{Namespace: "shop", Name: "web"}, policy.Egress, packet.Tuple{
+		Protocol: packet.ProtocolTCP, Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr(to), SrcPort: 40000, DstPort: 443,
+	}).String()
+}
+
+func (w *world) wantFinding(text string) {
+	w.t.Helper()
+	var all []string
+	for _, f := range w.Findings() {
+		if strings.Contains(f.String(), text) {
+			return
+		}
+		all = append(all, f.String())
+	}
+	w.t.Errorf("no finding holds %q; there are\n%s", text, strings.Join(all, "\n"))
+}
+
+func (w *world) wantVerdict(to, want string) {
+	w.t.Helper()
+	if got := w.sends(to); got != want {
+		w.t.Errorf("to %s: got %s, want %s", to, got, want)
+	}
+}
+
+const (
+	byIsolation = "dropped by networkpolicy shop/isolate egress isolation"
+	byRule      = "forwarded by networkpolicy shop/isolate egress[0]"
+	byNobody    = "forwarded by egress no-match"
+)
+
+func TestRescan(t *testing.T) {
+	w := newWorld(t, map[string]string{"web.yaml": podWeb, "deep/er/p.yml": isolate, "notes.txt": "x", ".hidden.yaml": "[", ".git/x.yaml": "["})
+	w.wantVerdict("192.0.2.1", byRule)
+	w.wantVerdict("192.0.3.1", byIsolation)
+	if diff := cmp.Diff([]Binding{{Pod: policy.PodKey{Namespace: "shop", Name: "web"}, Interface: "veth1"}}, w.Bindings()); diff != "" {
+		t.Errorf("bindings (-want +got)\n%s", diff)
+	}
+	if res := w.rescan(); res.Changed {
+		t.Error("an unchanged directory changed")
+	}
+	w.Flush()
+
+	w.write("deep/er/p.yml", strings.ReplaceAll(isolate, "192.0.2.0/24", "192.0.3.0/24"))
+	if res := w.rescan(); !res.Changed {
+		t.Error("the change was not seen")
+	}
+	w.wantVerdict("192.0.3.1", byRule)
+	ch := w.Flush()
+	if len(ch.Policies) != 1 || len(ch.Pods)+len(ch.Tiers)+len(ch.PoliciesDeleted) != 0 {
+		t.Errorf("a changed policy made %+v", ch)
+	}
+
+	w.remove("deep/er/p.yml")
+	if res := w.rescan(); res.Changed || res.Retry != deletionGrace {
+		t.Errorf("a file that has just gone: got %+v", res)
+	}
+	w.wantVerdict("192.0.2.1", byIsolation)
+	w.now = w.now.Add(deletionGrace)
+	w.rescan()
+	w.wantVerdict("192.0.2.1", byNobody)
+}
+
+func TestRename(t *testing.T) {
+	w := newWorld(t, map[string]string{"web.yaml": podWeb, "p.yaml": isolate})
+	w.Flush()
+	if err := os.Rename(filepath.Join(w.dir, "p.yaml"), filepath.Join(w.dir, "q.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	w.rescan()
+	w.now = w.now.Add(deletionGrace)
+	w.rescan()
+	if ch := w.Flush(); len(ch.Policies)+len(ch.PoliciesDeleted) != 0 {
+		t.Errorf("renaming a file changed %+v", ch)
+	}
+	if errs := w.Findings(); kube.HasErrors(errs) {
+		t.Errorf("got %v", errs)
+	}
+}
+
+// TestUnreadableKeepsLastGood: whatever happens to a file that was once good,
+// its objects stay until it is deleted or good again (I6, M1, M2).
+func TestUnreadableKeepsLastGood(t *testing.T) {
+	for name, c := range map[string]struct{ text, finding string }{
+		"syntax":             {"apiVersion: v1\nkind: [\n", "p.yaml:"},
+		"no object":          {"just text\n", "p.yaml:1: error: is the text"},
+		"empty":              {"", "p.yaml: error: the file holds no objects any more"},
+		"comments":           {"# nothing\n", "p.yaml: error: the file holds no objects any more"},
+		"unknown kind":       {strings.ReplaceAll(isolate, "kind: NetworkPolicy", "kind: NetworkPolice"), "p.yaml:1: error: NetworkPolice kind:"},
+		"wrong version":      {strings.ReplaceAll(isolate, "networking.k8s.io/v1", "networking.k8s.io/v2"), `NetworkPolicy apiVersion: is "networking.k8s.io/v2"`},
+		"no name":            {strings.ReplaceAll(isolate, "name: isolate", "nme: isolate"), "NetworkPolicy metadata.name: name is missing"},
+		"no namespace":       {strings.ReplaceAll(isolate, "namespace: shop", "namspace: shop"), "metadata.namspace: is no field"},
+		"kind twice":         {"kind: NetworkPolicy\n" + isolate, "kind is given twice"},
+		"one of several":     {isolate + "---\n{\n", "p.yaml:"},
+		"anchor of anything": {"a: &a [*a]\n" + isolate, "unknown field"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, map[string]string{"web.yaml": podWeb, "p.yaml": isolate})
+			w.write("p.yaml", c.text)
+			w.rescan()
+			w.wantVerdict("192.0.2.1", byRule)
+			w.wantVerdict("192.0.3.1", byIsolation)
+			if name == "anchor of anything" {
+				return // an object like any other, with an unknown field
+			}
+			w.wantFinding(c.finding)
+			w.wantFinding("the last version of this file that could be read stays in force: 1 objects")
+			if !w.Complete() {
+				t.Error("not complete, though the file was read once")
+			}
+			w.write("p.yaml", isolate)
+			w.rescan()
+			if fs := w.Findings(); kube.HasErrors(fs) {
+				t.Errorf("still wrong after the file is good again: %v", fs)
+			}
+		})
+	}
+}
+
+// TestNeverRead: what a file that was never good denies is not known (M1).
+func TestNeverRead(t *testing.T) {
+	w := newWorld(t, map[string]string{"web.yaml": podWeb, "p.yaml": isolate + "---\n{\n"})
+	w.wantVerdict("192.0.2.1", `dropped by (invalid) p.yaml egress[0] "not understood"`)
+	w.wantFinding("all pods are cut off until it can be read")
+	if w.Complete() {
+		t.Error("complete")
+	}
+	w.write("p.yaml", isolate)
+	w.rescan()
+	w.wantVerdict("192.0.2.1", byRule)
+	if !w.Complete() {
+		t.Error("not complete")
+	}
+	w.write("q.yaml", "{")
+	w.rescan()
+	w.now = w.now.Add(time.Hour)
+	w.rescan()
+	w.wantVerdict("192.0.2.1", `dropped by (invalid) q.yaml egress[0] "not understood"`)
+	w.remove("q.yaml")
+	w.rescan()
+	w.now = w.now.Add(time.Hour)
+	w.rescan()
+	w.wantVerdict("192.0.2.1", byRule)
+}
+
+// TestHalfWritten: a file without a last newline is not taken before it is quiet.
+func TestHalfWritten(t *testing.T) {
+	w := newWorld(t, map[string]string{"web.yaml": podWeb, "p.yaml": isolate})
+	w.now = time.Now()
+	w.write("p.yaml", strings.TrimSuffix(strings.ReplaceAll(isolate, "192.0.2.0/24", "192.0.0.0/16"), "\n"))
+	res := w.rescan()
+	if res.Changed || res.Retry <= 0 || res.Retry > settleTime {
+		t.Errorf("got %+v", res)
+	}
+	w.wantVerdict("192.0.3.1", byIsolation)
+	w.now = w.now.Add(2 * settleTime)
+	if res := w.rescan(); !res.Changed {
+		t.Error("not taken in the end")
+	}
+	w.wantVerdict("192.0.3.1", byRule)
+}
+
+func TestDuplicates(t *testing.T) {
+	t.Run("same", func(t *testing.T) {
+		w := newWorld(t, map[string]string{"web.yaml": podWeb, "a.yaml": isolate, "b.yaml": isolate})
+		w.wantVerdict("192.0.2.1", byRule)
+		w.wantFinding("b.yaml:3: warning: NetworkPolicy shop/isolate metadata.name: NetworkPolicy shop/isolate is already in a.yaml")
+	})
+	t.Run("policy", func(t *testing.T) {
+		other := strings.ReplaceAll(isolate, "192.0.2.0/24", "192.0.3.0/24")
+		w := newWorld(t, map[string]string{"web.yaml": podWeb, "a.yaml": isolate, "b.yaml": other})
+		w.wantVerdict("192.0.2.1", byRule)
+		w.wantVerdict("192.0.3.1", byIsolation)
+		w.wantFinding("b.yaml:3: error: NetworkPolicy shop/isolate metadata.name: NetworkPolicy shop/isolate is already in a.yaml: remove one of them; until then this one accepts nothing")
+		w.remove("a.yaml")
+		w.rescan()
+		w.now = w.now.Add(time.Hour)
+		w.rescan()
+		w.wantVerdict("192.0.3.1", byRule)
+	})
+	t.Run("pod", func(t *testing.T) {
+		w := newWorld(t, map[string]string{
+			"a.yaml": podWeb, "b.yaml": strings.ReplaceAll(podWeb, "veth1", "veth2"), "p.yaml": isolate,
+		})
+		w.wantVerdict("192.0.2.1", `dropped by (invalid) shop/web egress[0] "not understood"`)
+		w.wantFinding("until then it is closed")
+		if len(w.Bindings()) != 2 {
+			t.Errorf("got %v", w.Bindings())
+		}
+		w.remove("b.yaml")
+		w.rescan()
+		w.now = w.now.Add(time.Hour)
+		w.rescan()
+		w.wantVerdict("192.0.2.1", byRule)
+	})
+	t.Run("large set", func(t *testing.T) {
+		set := bigSet(largeSet+1, "  - %s\n")
+		w := newWorld(t, map[string]string{"a.yaml": set})
+		w.write("b.yaml", set)
+		w.rescan()
+		if s := w.Snapshot().Sets[0]; !s.Invalid || len(s.Networks) != largeSet+1 {
+			t.Errorf("got invalid=%t with %d networks", s.Invalid, len(s.Networks))
+		}
+		w.remove("b.yaml")
+		w.rescan()
+		w.now = w.now.Add(time.Hour)
+		w.rescan()
+		if s := w.Snapshot().Sets[0]; s.Invalid || len(s.Networks) != largeSet+1 {
+			t.Errorf("got invalid=%t with %d networks", s.Invalid, len(s.Networks))
+		}
+	})
+}
+
+func TestBindings(t *testing.T) {
+	pod := func(name, annotations string) string {
+		return "---\napiVersion: v1\nkind: Pod\nmetadata: {namespace: shop, name: " + name + ", annotations: {" + annotations + "}}\n"
+	}
+	w := newWorld(t, map[string]string{"pods.yaml": pod("a", "postern.dev/netns: /run/netns/a") +
+		pod("b", "") + pod("c", "postern.dev/interface: veth/9") + pod("d", "postern.dev/netns: run") +
+		pod("e", "postern.dev/interface: eth9, postern.dev/netns: /x") + pod("f", "postern.dev/interface: eth9")})
+	want := []Binding{
+		{Pod: policy.PodKey{Namespace: "shop", Name: "a"}, Netns: "/run/netns/a"},
+		{Pod: policy.PodKey{Namespace: "shop", Name: "e"}, Interface: "eth9"},
+	}
+	if diff := cmp.Diff(want, w.Bindings()); diff != "" {
+		t.Errorf("bindings (-want +got)\n%s", diff)
+	}
+	w.wantFinding("pods.yaml:12: error: Pod shop/c metadata.annotations[postern.dev/interface]")
+	w.wantFinding("is no absolute path")
+	w.wantFinding("excludes postern.dev/interface")
+	w.wantFinding("eth9 belongs to pod shop/e")
+}
+
+func TestLists(t *testing.T) {
+	list := "apiVersion: v1\nkind: List\nitems:\n- " + strings.ReplaceAll(strings.TrimSpace(podWeb), "\n", "\n  ") +
+		"\n- " + strings.ReplaceAll(strings.TrimSpace(strings.ReplaceAll(isolate, "192.0.2.0/24", "192.0.2.9")), "\n", "\n  ") + "\n"
+	w := newWorld(t, map[string]string{"all.yaml": "# first\n---\n" + list})
+	w.wantVerdict("192.0.2.9", byIsolation)
+	w.wantFinding("all.yaml:20: error: NetworkPolicy shop/isolate spec.egress[0].to[0].ipBlock.cidr:")
+}
+
+func TestJSON(t *testing.T) {
+	w := newWorld(t, map[string]string{"p.json": `{"apiVersion": "postern.dev/v1alpha1", "kind": "Tier",
+ "metadata": {"name": "a"},
+ "spec": {"order": 1000}}
+`})
+	w.wantFinding("p.json:3: error: Tier a spec.order: 1000 belongs to the tier admin")
+}
+
+func TestIgnoredKinds(t *testing.T) {
+	w := newWorld(t, map[string]string{
+		"web.yaml": podWeb, "p.yaml": isolate,
+		"other.yaml": "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n",
+	})
+	w.wantVerdict("192.0.2.1", byRule)
+	w.wantFinding("other.yaml:1: warning: Deployment kind: apps/v1 Deployment has no part in policy")
+	if !w.Complete() {
+		t.Error("not complete")
+	}
+}
+
+// TestSymlinks: a mounted ConfigMap is a directory of links.
+func TestSymlinks(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"v1/p.yaml": isolate, "v2/p.yaml": strings.ReplaceAll(isolate, "192.0.2.0/24", "192.0.3.0/24")} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(podWeb+"---\n"+text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := filepath.Join(dir, "current")
+	if err := os.Symlink("v1", link); err != nil {
+		t.Skipf("no symbolic links here: %v", err)
+	}
+	w := &world{t: t, dir: dir, Store: NewStore(link, Options{Now: time.Now})}
+	w.rescan()
+	w.wantVerdict("192.0.2.1", byRule)
+	if err := os.Symlink("v2", link+".new"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(link+".new", link); err != nil {
+		t.Fatal(err)
+	}
+	w.rescan()
+	w.wantVerdict("192.0.3.1", byRule)
+	w.wantVerdict("192.0.2.1", byIsolation)
+}
+
+func TestDirectoryGone(t *testing.T) {
+	w := newWorld(t, map[string]string{"sub/web.yaml": podWeb, "sub/p.yaml": isolate})
+	if err := os.Rename(w.dir, w.dir+".away"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if res := w.Rescan(nil); res.Err == nil || res.Changed {
+			t.Errorf("got %+v", res)
+		}
+		w.now = w.now.Add(time.Hour)
+	}
+	w.wantVerdict("192.0.3.1", byIsolation)
+	if err := os.Rename(w.dir+".away", w.dir); err != nil {
+		t.Fatal(err)
+	}
+	w.rescan()
+	w.wantVerdict("192.0.3.1", byIsolation)
+}
