@@ -100,24 +100,28 @@ func MulticastMAC(a netip.Addr) MAC {
 // TokenSize is the length of a Token in bytes.
 const TokenSize = 16
 
+// TokenMagic starts every Token, so that a sniffer finds tokens that it was not told of.
+const TokenMagic = "\xa5PTK"
+
 // Token is a marker that a test puts in a payload and a sniffer looks for
-// anywhere in a frame. It is a Layer. 8 of its bytes are random, so a token of
-// an earlier run is never taken for one of this run.
+// anywhere in a frame. It is a Layer. It is TokenMagic, then bytes of its own.
 type Token [TokenSize]byte
 
-// NewToken returns a token that nothing else carries. name only seeds half of it.
+// NewToken returns a token that nothing else carries, in this run or any other:
+// 8 of its bytes are random, 4 are made from name.
 func NewToken(name string) Token {
-	var t Token
-	h := sha256.Sum256([]byte(name))
-	copy(t[:8], h[:8])
+	t := FixedToken(name)
 	_, _ = rand.Read(t[8:]) // crypto/rand.Read never fails since Go 1.24
 	return t
 }
 
 // FixedToken returns the token for name that is the same in every run.
 func FixedToken(name string) Token {
+	var t Token
 	h := sha256.Sum256([]byte(name))
-	return Token(h[:TokenSize])
+	copy(t[:], TokenMagic)
+	copy(t[len(TokenMagic):], h[:])
+	return t
 }
 
 // String prints t in hexadecimal.
