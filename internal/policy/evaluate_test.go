@@ -450,6 +450,11 @@ func TestProtected(t *testing.T) {
 	t.Run("another peer's network does not", func(t *testing.T) {
 		specify(t, accept(networks("0.0.0.0/0"), networks("169.254.169.1/32")), podWeb, out("tcp", meta, 80, drop, denied))
 	})
+	t.Run("a network that begins inside and ends outside does not", func(t *testing.T) {
+		s := accept(networks("169.254.0.0/16"))
+		s.Protected = nets("169.254.0.0/24")
+		specify(t, s, podWeb, out("tcp", "169.254.0.1", 80, drop, denied), out("tcp", "169.254.1.1", 80, fwd, named))
+	})
 	t.Run("a set does, by the same rule", func(t *testing.T) {
 		s := accept(policy.Peer{Kind: policy.PeerSet, Set: policy.SetRef{Name: "s"}})
 		s.Sets = []policy.DestinationSet{{Ref: policy.SetRef{Name: "s"}, Networks: nets("0.0.0.0/0", meta+"/32")}}

@@ -22,3 +22,6 @@ func (c *Compiler) Leftovers() string {
 	}
 	return out
 }
+
+// Sources returns how many sets the Compiler keeps up to date.
+func (c *Compiler) Sources() int { return len(c.sources) }

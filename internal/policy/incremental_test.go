@@ -160,11 +160,16 @@ func runSequence(t *testing.T, seed uint64, size int) {
 func emptied(t *testing.T, f *follower, s *policy.Snapshot) {
 	t.Helper()
 	ch := policy.Changes{Protected: new([]netip.Prefix)}
-	for i := range s.Policies {
-		ch.PoliciesDeleted = append(ch.PoliciesDeleted, s.Policies[i].Key())
-	}
 	for i := range s.Pods {
 		ch.PodsDeleted = append(ch.PodsDeleted, s.Pods[i].Key())
+	}
+	f.apply(t, ch)
+	if n := f.c.Sources(); n != 1 {
+		t.Fatalf("without endpoints it still keeps %d sets, want the protected one alone", n)
+	}
+	ch = policy.Changes{}
+	for i := range s.Policies {
+		ch.PoliciesDeleted = append(ch.PoliciesDeleted, s.Policies[i].Key())
 	}
 	f.apply(t, ch)
 	want := &policy.Compiled{
@@ -233,6 +238,24 @@ func TestDelta(t *testing.T) {
 		pod.IPs = addrs("10.0.0.7")
 		d := apply(t, c, policy.Changes{Pods: []policy.Pod{pod}})
 		if diff := cmp.Diff(map[policy.PodKey][]netip.Addr{podWeb: addrs("10.0.0.7")}, d.Addresses, compiledEqual); diff != "" {
+			t.Errorf("(-want +got)\n%s", diff)
+		}
+	})
+	t.Run("a pod that moves to a protected address leaves the set of its port's name", func(t *testing.T) {
+		rule := on(anywhere(policy.Accept), policy.PortMatch{Named: "pg", Protocol: packet.ProtocolTCP})
+		s := world(np("p", [2]bool{true, false}, []policy.Rule{rule}, nil))
+		s.Protected = nets("169.254.169.254/32")
+		other := s.Pods[1]
+		other.Name, other.IPs = "other", addrs("10.0.0.8")
+		s.Pods = append(s.Pods, other)
+		c := setUp(t, s)
+		db := s.Pods[1]
+		db.IPs = addrs("169.254.169.254")
+		d := apply(t, c, policy.Changes{Pods: []policy.Pod{db}})
+		want := map[policy.SetID]policy.SetDelta{
+			"pods:{*}/{*}:port=pg/tcp/5432:unprotected": {Remove: nets("10.0.0.2/32", "fd00::2/128")},
+		}
+		if diff := cmp.Diff(want, d.SetsChanged, compiledEqual); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
 		}
 	})

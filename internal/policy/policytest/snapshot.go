@@ -134,7 +134,7 @@ func (g gen) pod(i int) policy.Pod {
 	if g.chance(12) {
 		host = byte(1 + g.IntN(4))
 	}
-	if g.chance(20) {
+	if g.chance(10) {
 		p.IPs = append(p.IPs, netip.MustParseAddr("169.254.169.254"))
 	}
 	if !g.chance(8) {
