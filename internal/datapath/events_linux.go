@@ -186,3 +186,6 @@ func (d *Datapath) ResetFlows(ifindex int) error {
 		}
 	}
 }
+
+// ErrTimeout is wrapped by EventReader.Read's error after its deadline.
+var ErrTimeout = os.ErrDeadlineExceeded

@@ -1,0 +1,467 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/postern-dev/postern/internal/control"
+	"github.com/postern-dev/postern/internal/datapath"
+	"github.com/postern-dev/postern/internal/datapath/mapstate"
+	"github.com/postern-dev/postern/internal/kube"
+	"github.com/postern-dev/postern/internal/manifests"
+	"github.com/postern-dev/postern/internal/policy"
+)
+
+// Config is what an agent needs to know.
+type Config struct {
+	// Node is this node's name: pods whose nodeName is it, or empty, are ours.
+	Node string
+	// Manifests is the directory to enforce.
+	Manifests string
+	// Socket is the control socket's path; StateDir keeps names over restarts.
+	Socket, StateDir string
+	// Metrics, if not empty, is a TCP address that serves /metrics alone.
+	Metrics  string
+	Datapath datapath.Config
+	Version  string
+	// Records is how many flow records are kept in memory.
+	Records int
+	// Now is the clock.
+	Now func() time.Time
+	Log *slog.Logger
+}
+
+// Agent is a running node daemon. Its fields belong to the loop.
+type Agent struct {
+	cfg     Config
+	started time.Time
+	dp      *datapath.Datapath
+	names   *nameLog
+	records *recordRing
+	work    chan func()
+
+	compiler *policy.Compiler
+	snapshot *policy.Snapshot
+	findings []kube.Finding
+	bindings map[policy.PodKey]manifests.Binding
+	synced   bool // the manifests have been read
+
+	endpoints map[policy.PodKey]*podEndpoint
+	rulesets  map[policy.PodKey][2]string
+	content   map[string]*policy.Ruleset // by ruleset ID
+	addrs     map[netip.Addr]identity
+	services  map[netip.AddrPort]identity
+	problems  map[string]control.Problem // of the agent itself, by what they are about
+	clock     func() time.Duration
+}
+
+// podEndpoint is a pod of this node.
+type podEndpoint struct {
+	key     policy.PodKey
+	uid     string
+	ifindex int // 0: no interface
+	state   string
+	message string
+}
+
+// States of an endpoint.
+const (
+	stateEnforced    = "enforced"
+	stateFailed      = "failed"
+	stateQuarantined = "quarantined"
+	stateNotCovered  = "not-covered"
+)
+
+// identity is what an address belongs to.
+type identity struct{ kind, namespace, name string }
+
+// Run enforces until ctx is done; it then returns nil and leaves everything in
+// the kernel in force.
+func Run(ctx context.Context, cfg Config) error {
+	a := &Agent{
+		cfg: cfg, started: cfg.Now(), work: make(chan func()), records: newRecordRing(max(cfg.Records, 1024)),
+		endpoints: map[policy.PodKey]*podEndpoint{}, rulesets: map[policy.PodKey][2]string{}, content: map[string]*policy.Ruleset{},
+		problems: map[string]control.Problem{}, clock: bootClock,
+	}
+	a.compiler = policy.NewCompiler(a.local)
+	var err error
+	if a.names, err = openNameLog(cfg.StateDir); err != nil {
+		return err
+	}
+	if a.dp, err = datapath.Open(cfg.Datapath, a.names.ruleID); err != nil {
+		return errors.Join(err, a.names.close())
+	}
+	err = a.run(ctx)
+	return errors.Join(err, a.dp.Close(), a.names.close())
+}
+
+func (a *Agent) run(ctx context.Context) error {
+	if ok, err := a.dp.Deferrable(); !ok {
+		a.problem("services", "warning", "Service", fmt.Sprintf("flows to Services whose backends get different verdicts are denied: the look after DNAT is not attached: %v", err))
+	}
+	listener, err := listen(a.cfg.Socket)
+	if err != nil {
+		return err
+	}
+	events, err := a.dp.Events()
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.loop(ctx) })
+	g.Go(func() error { return a.serve(ctx, listener) })
+	g.Go(func() error { return a.readEvents(events) })
+	g.Go(func() error {
+		<-ctx.Done()
+		return events.Close()
+	})
+	g.Go(func() error { return a.watchLinks(ctx) })
+	g.Go(func() error {
+		w := &manifests.Watcher{
+			Store: manifests.NewStore(a.cfg.Manifests, manifests.Options{Kube: kube.Options{Protected: kube.DefaultProtected()}, Now: a.cfg.Now}),
+			Log:   a.cfg.Log,
+		}
+		return w.Run(ctx, func(s *manifests.Store) { a.do(ctx, func() { a.update(s) }) })
+	})
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// do runs f in the loop and waits for it; it reports false if ctx ended first.
+func (a *Agent) do(ctx context.Context, f func()) bool {
+	done := make(chan struct{})
+	select {
+	case a.work <- func() { defer close(done); f() }:
+	case <-ctx.Done():
+		return false
+	}
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// audit intervals.
+const (
+	auditEvery   = time.Second
+	collectEvery = 5 * time.Second
+)
+
+func (a *Agent) loop(ctx context.Context) error {
+	audit := time.NewTicker(auditEvery)
+	defer audit.Stop()
+	collect := time.NewTicker(collectEvery)
+	defer collect.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case f := <-a.work:
+			f()
+		case <-audit.C:
+			if a.synced {
+				a.audit()
+			}
+		case <-collect.C:
+			a.collect()
+		}
+	}
+}
+
+// local reports whether a pod is this node's to enforce.
+func (a *Agent) local(p *policy.Pod) bool { return p.Node == a.cfg.Node || p.Node == "" }
+
+// problem notes or, with an empty message, clears what is wrong with one thing.
+func (a *Agent) problem(about, severity, object, message string) {
+	if message == "" {
+		delete(a.problems, about)
+		return
+	}
+	if a.problems[about].Message != message {
+		a.cfg.Log.Warn("problem", "object", object, "message", message)
+	}
+	a.problems[about] = control.Problem{Severity: severity, Object: object, Message: message}
+}
+
+// update takes over what changed in the manifests.
+func (a *Agent) update(s *manifests.Store) {
+	changes := s.Flush()
+	a.snapshot = s.Snapshot()
+	a.findings = s.Findings()
+	a.bindings = map[policy.PodKey]manifests.Binding{}
+	for _, b := range s.Bindings() {
+		a.bindings[b.Pod] = b
+	}
+	a.index()
+	a.apply(changes)
+	a.synced = true
+	a.reconcile()
+}
+
+// apply compiles changes and makes them real.
+func (a *Agent) apply(changes policy.Changes) {
+	delta, err := a.compiler.Apply(changes)
+	a.note("compile", "error", "policies", err)
+	for id, rs := range delta.RulesetsAdded {
+		a.content[id] = rs
+	}
+	for key, ids := range delta.Endpoints {
+		a.rulesets[key] = ids
+	}
+	for _, key := range delta.EndpointsGone {
+		delete(a.rulesets, key)
+	}
+	u := mapstate.Update{
+		Sets: delta.SetsChanged, RulesetsAdded: delta.RulesetsAdded,
+		RulesetsRemoved: delta.RulesetsRemoved, SetsRemoved: delta.SetsRemoved,
+	}
+	if delta.ServicesChanged || !a.synced {
+		u.Topology = &mapstate.Topology{Services: a.snapshot.Services, Nodes: a.snapshot.Nodes}
+	}
+	bindings := map[int]datapath.Binding{}
+	for key, ep := range a.endpoints {
+		if _, ok := a.rulesets[key]; ok && ep.ifindex != 0 {
+			bindings[ep.ifindex] = a.binding(key)
+		}
+	}
+	if !a.synced {
+		// What a former agent left: bind it in the same revision (A1).
+		adopted := map[int]bool{}
+		for _, i := range a.dp.Endpoints() {
+			adopted[i] = true
+		}
+		for key, b := range a.bindings {
+			if _, ok := a.rulesets[key]; !ok {
+				continue
+			}
+			if spec, _, err := resolve(b); err == nil && adopted[spec.Ifindex] {
+				bindings[spec.Ifindex] = a.binding(key)
+			}
+		}
+	}
+	a.note("apply", "error", "datapath", a.dp.Apply(u, bindings))
+	for _, id := range delta.RulesetsRemoved {
+		delete(a.content, id)
+	}
+	a.note("names", "warning", "state", a.names.err)
+}
+
+// note keeps err as a problem, or clears it.
+func (a *Agent) note(about, severity, object string, err error) {
+	if err == nil {
+		a.problem(about, "", "", "")
+		return
+	}
+	a.problem(about, severity, object, err.Error())
+}
+
+func (a *Agent) binding(key policy.PodKey) datapath.Binding {
+	b := datapath.Binding{Rulesets: a.rulesets[key]}
+	for _, dir := range policy.Directions {
+		b.Governed[dir] = a.isGoverned(key, dir)
+	}
+	return b
+}
+
+// isGoverned reports whether some policy governs a direction of a pod.
+func (a *Agent) isGoverned(key policy.PodKey, dir policy.Direction) bool {
+	rs := a.content[a.rulesets[key][dir]]
+	return rs != nil && rs.Selected
+}
+
+// reconcile brings the armed interfaces in line with the pods and the links.
+func (a *Agent) reconcile() {
+	pods := map[policy.PodKey]*policy.Pod{}
+	for i := range a.snapshot.Pods {
+		if p := &a.snapshot.Pods[i]; a.local(p) {
+			pods[p.Key()] = p
+		}
+	}
+	owned := map[int]policy.PodKey{}
+	for _, key := range sortedPods(pods) {
+		a.reconcilePod(key, pods[key], owned)
+	}
+	for key := range a.endpoints {
+		if _, ok := pods[key]; !ok {
+			delete(a.endpoints, key)
+		}
+	}
+	// Interfaces without a pod: denied while they exist, forgotten when not (A2).
+	for _, ifindex := range a.dp.Endpoints() {
+		if _, ok := owned[ifindex]; ok {
+			continue
+		}
+		about := fmt.Sprintf("interface-%d", ifindex)
+		if _, err := netlink.LinkByIndex(ifindex); err != nil {
+			a.note(about, "error", "interface", a.dp.Disarm(ifindex))
+			continue
+		}
+		a.note(about, "error", "interface", a.dp.Quarantine(ifindex))
+	}
+	a.note("names", "warning", "state", a.names.err)
+}
+
+func (a *Agent) reconcilePod(key policy.PodKey, pod *policy.Pod, owned map[int]policy.PodKey) {
+	ep := a.endpoints[key]
+	if ep == nil || ep.uid != pod.UID {
+		ep = &podEndpoint{key: key, uid: pod.UID}
+		a.endpoints[key] = ep
+	}
+	b, bound := a.bindings[key]
+	switch {
+	case pod.HostNetwork:
+		ep.state, ep.message, ep.ifindex = stateNotCovered, "the pod uses the node's network; policies do not reach it", 0
+		return
+	case !bound:
+		ep.state, ep.ifindex = stateNotCovered, 0
+		ep.message = fmt.Sprintf("no interface: annotate the Pod with %s or %s", manifests.AnnotationInterface, manifests.AnnotationNetns)
+		return
+	}
+	spec, extra, err := resolve(b)
+	if err != nil {
+		ep.state, ep.message = stateFailed, err.Error()
+		if errors.Is(err, errNotCovered) {
+			ep.state = stateNotCovered
+		}
+		if ep.ifindex != 0 {
+			owned[ep.ifindex] = key // keep what is armed: the link may come back
+		}
+		return
+	}
+	spec.Addrs = slices.Clone(pod.IPs)
+	if other, taken := owned[spec.Ifindex]; taken {
+		ep.state, ep.message = stateFailed, fmt.Sprintf("interface %s is already pod %s's", spec.Interface, other)
+		return
+	}
+	owned[spec.Ifindex] = key
+	if _, ok := a.rulesets[key]; !ok {
+		ep.state, ep.message = stateFailed, "no ruleset was compiled; see problems"
+		return
+	}
+	// A new pod behind an old interface inherits nothing (I3).
+	if old, ok := a.names.pods[a.dp.Generation(spec.Ifindex)]; ok && (old != podName{key.Namespace, key.Name, pod.UID}) {
+		if err := a.dp.Renew(spec.Ifindex); err != nil {
+			ep.state, ep.message = stateFailed, err.Error()
+			return
+		}
+	}
+	fresh := a.dp.Generation(spec.Ifindex) == 0
+	ep.ifindex = spec.Ifindex
+	if err := a.dp.Arm(spec, a.binding(key)); err != nil {
+		ep.state, ep.message = stateFailed, err.Error()
+		return
+	}
+	a.names.setPod(a.dp.Generation(spec.Ifindex), podName{key.Namespace, key.Name, pod.UID})
+	if fresh {
+		if err := a.dp.Seed(spec.Ifindex); err != nil {
+			a.cfg.Log.Warn("connections from before the pod was armed may be cut", "pod", key.String(), "error", err)
+		}
+	}
+	if err := a.dp.Verify(spec.Ifindex); err != nil {
+		ep.state, ep.message = stateFailed, err.Error()
+		return
+	}
+	ep.state, ep.message = stateEnforced, ""
+	if len(extra) > 0 {
+		ep.state = stateNotCovered
+		ep.message = fmt.Sprintf("interface %s is enforced, but the pod has others that are not: %v", spec.Interface, extra)
+	}
+}
+
+// audit reads the kernel back and mends what somebody else broke.
+func (a *Agent) audit() {
+	if next := a.compiler.NextExpiry(); !next.IsZero() && !a.cfg.Now().Before(next) {
+		a.apply(policy.Changes{Time: a.cfg.Now()})
+	}
+	mended, err := a.dp.Audit()
+	a.note("audit", "error", "datapath", err)
+	for _, m := range mended {
+		a.cfg.Log.Warn("mended", "what", m)
+	}
+	for _, ep := range a.endpoints {
+		if ep.ifindex == 0 || ep.state == stateNotCovered {
+			continue
+		}
+		if err := a.dp.Verify(ep.ifindex); err != nil {
+			ep.state, ep.message = stateFailed, err.Error()
+		} else if ep.state == stateFailed {
+			ep.state, ep.message = stateEnforced, ""
+		}
+	}
+}
+
+// collect removes expired flows, so that their last counters are told.
+func (a *Agent) collect() {
+	for _, ifindex := range a.dp.Endpoints() {
+		if _, err := a.dp.CollectFlows(ifindex); err != nil {
+			a.problem("collect", "warning", "datapath", err.Error())
+			return
+		}
+	}
+	a.problem("collect", "", "", "")
+}
+
+// watchLinks reconciles when interfaces come and go.
+func (a *Agent) watchLinks(ctx context.Context) error {
+	updates := make(chan netlink.LinkUpdate, 1024)
+	done := make(chan struct{})
+	if err := netlink.LinkSubscribe(updates, done); err != nil {
+		return fmt.Errorf("watch interfaces: %w", err)
+	}
+	defer close(done)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case _, ok := <-updates:
+			if !ok {
+				return errors.New("watch interfaces: the subscription ended")
+			}
+			// Take what is there already: a pod's start is several updates.
+			for drained := false; !drained; {
+				select {
+				case <-updates:
+				default:
+					drained = true
+				}
+			}
+			a.do(ctx, func() {
+				if a.synced {
+					a.reconcile()
+				}
+			})
+		}
+	}
+}
+
+func sortedPods(m map[policy.PodKey]*policy.Pod) []policy.PodKey {
+	out := make([]policy.PodKey, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.SortFunc(out, func(a, b policy.PodKey) int {
+		if a.Namespace != b.Namespace {
+			if a.Namespace < b.Namespace {
+				return -1
+			}
+			return 1
+		}
+		if a.Name < b.Name {
+			return -1
+		}
+		return 1
+	})
+	return out
+}

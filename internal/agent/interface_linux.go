@@ -1,0 +1,115 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/postern-dev/postern/internal/datapath"
+	"github.com/postern-dev/postern/internal/manifests"
+)
+
+// errNotCovered is wrapped by errors that say why an interface can't be
+// enforced for good (I11); other errors may pass.
+var errNotCovered = errors.New("not covered")
+
+// resolve finds the host side of a pod's interface and what is known of the
+// pod's side. extra names other interfaces of the pod, which nothing enforces.
+func resolve(b manifests.Binding) (spec datapath.EndpointSpec, extra []string, err error) {
+	name := b.Interface
+	if b.Netns != "" {
+		if name, err = hostSide(b.Netns); err != nil {
+			return spec, nil, err
+		}
+	}
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return spec, nil, fmt.Errorf("interface %s: %w", name, err)
+	}
+	attrs := link.Attrs()
+	if link.Type() != "veth" {
+		return spec, nil, fmt.Errorf("interface %s is a %s; only the host side of a veth can be enforced: %w", name, link.Type(), errNotCovered)
+	}
+	if attrs.NetNsID < 0 {
+		return spec, nil, fmt.Errorf("interface %s: its other end is in this network namespace: %w", name, errNotCovered)
+	}
+	peers, err := linksOf(attrs.NetNsID)
+	if err != nil {
+		return spec, nil, fmt.Errorf("interface %s: pod side: %w", name, err)
+	}
+	var mac net.HardwareAddr
+	for _, p := range peers {
+		switch a := p.Attrs(); {
+		case a.Index == attrs.ParentIndex:
+			mac = a.HardwareAddr
+		case a.Flags&net.FlagLoopback == 0 && a.Flags&net.FlagUp != 0:
+			extra = append(extra, a.Name+" ("+p.Type()+")")
+		}
+	}
+	if mac == nil {
+		return spec, nil, fmt.Errorf("interface %s: no pod side with index %d", name, attrs.ParentIndex)
+	}
+	spec = datapath.EndpointSpec{Interface: name, Ifindex: attrs.Index, MAC: mac}
+	if attrs.MasterIndex != 0 {
+		master, err := netlink.LinkByIndex(attrs.MasterIndex)
+		if err != nil {
+			return spec, nil, fmt.Errorf("interface %s: master: %w", name, err)
+		}
+		spec.Bridged = master.Type() == "bridge"
+	}
+	return spec, extra, nil
+}
+
+// hostSide returns the name of our end of the first veth in a pod's namespace.
+func hostSide(path string) (string, error) {
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return "", fmt.Errorf("network namespace %s: %w", path, err)
+	}
+	defer func() { _ = ns.Close() }()
+	h, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return "", fmt.Errorf("network namespace %s: %w", path, err)
+	}
+	defer h.Close()
+	links, err := h.LinkList()
+	if err != nil {
+		return "", fmt.Errorf("network namespace %s: %w", path, err)
+	}
+	for _, l := range links {
+		if l.Type() != "veth" {
+			continue
+		}
+		ours, err := netlink.LinkByIndex(l.Attrs().ParentIndex)
+		if err == nil && ours.Type() == "veth" && ours.Attrs().ParentIndex == l.Attrs().Index {
+			return ours.Attrs().Name, nil
+		}
+	}
+	return "", fmt.Errorf("network namespace %s: no veth that leads here", path)
+}
+
+// linksOf lists the interfaces of another namespace by its id, without
+// entering it. Source: IFLA_TARGET_NETNSID, rtnetlink(7), Linux 4.20.
+func linksOf(nsid int) ([]netlink.Link, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(nsid))))
+	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]netlink.Link, 0, len(msgs))
+	for _, m := range msgs {
+		l, err := netlink.LinkDeserialize(nil, m)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}

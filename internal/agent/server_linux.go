@@ -1,0 +1,385 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sys/unix"
+
+	"github.com/postern-dev/postern/internal/control"
+	"github.com/postern-dev/postern/internal/flow"
+	"github.com/postern-dev/postern/internal/kube"
+	"github.com/postern-dev/postern/internal/policy"
+)
+
+// listen opens the control socket; one that a dead agent left is replaced.
+func listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		return nil, errors.Join(fmt.Errorf("control socket %s: another agent is listening", path), c.Close())
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	old := unix.Umask(0o177)
+	l, err := net.Listen("unix", path)
+	unix.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	return &rootListener{l}, nil
+}
+
+// rootListener accepts connections of root's processes only, whatever the
+// socket's mode has become.
+type rootListener struct{ net.Listener }
+
+func (l *rootListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if uid, err := peerUID(c); err == nil && uid == 0 {
+			return c, nil
+		}
+		_ = c.Close()
+	}
+}
+
+func peerUID(c net.Conn) (uint32, error) {
+	uc, ok := c.(*net.UnixConn)
+	if !ok {
+		return 0, errors.New("not a unix socket")
+	}
+	raw, err := uc.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return 0, err
+	}
+	if credErr != nil {
+		return 0, credErr
+	}
+	return cred.Uid, nil
+}
+
+func (a *Agent) serve(ctx context.Context, l net.Listener) error {
+	reg := prometheus.NewRegistry()
+	if err := reg.Register(&collector{a, ctx}); err != nil {
+		return errors.Join(fmt.Errorf("metrics: %w", err), l.Close())
+	}
+	metrics := promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", answer(a, ctx, a.status))
+	mux.HandleFunc("GET /v1/endpoints", answer(a, ctx, a.listEndpoints))
+	mux.HandleFunc("GET /v1/policies", answer(a, ctx, a.listPolicies))
+	mux.HandleFunc("GET /v1/flows", a.flows)
+	mux.HandleFunc("POST /v1/explain", a.explain)
+	mux.Handle("GET /metrics", metrics)
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+	servers := []*http.Server{srv}
+	errs := make(chan error, 2)
+	go func() { errs <- srv.Serve(l) }()
+	if a.cfg.Metrics != "" {
+		ml, err := net.Listen("tcp", a.cfg.Metrics)
+		if err != nil {
+			return errors.Join(fmt.Errorf("metrics: %w", err), srv.Close(), <-errs)
+		}
+		mmux := http.NewServeMux()
+		mmux.Handle("GET /metrics", metrics)
+		msrv := &http.Server{Handler: mmux, ReadHeaderTimeout: 10 * time.Second}
+		servers = append(servers, msrv)
+		go func() { errs <- msrv.Serve(ml) }()
+	}
+	var first error
+	select {
+	case <-ctx.Done():
+	case first = <-errs:
+		servers = servers[:len(servers):len(servers)]
+	}
+	for _, s := range servers {
+		_ = s.Close()
+	}
+	if errors.Is(first, http.ErrServerClosed) {
+		first = nil
+	}
+	return first
+}
+
+// answer serves what f says in the loop as JSON.
+func answer[T any](a *Agent, ctx context.Context, f func() (T, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		var v T
+		var err error
+		if !a.do(ctx, func() { v, err = f() }) {
+			http.Error(w, "the agent is stopping", http.StatusServiceUnavailable)
+			return
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(v)
+	}
+}
+
+func (a *Agent) status() (control.Status, error) {
+	s := control.Status{
+		Node: a.cfg.Node, Version: a.cfg.Version, Started: a.started, Now: a.cfg.Now(), Revision: a.dp.Revision(),
+		Endpoints: map[string]int{}, Policies: map[string]int{}, Problems: []control.Problem{}, Kernel: map[string]int{}, Records: a.records.len(),
+	}
+	for _, key := range a.sortedEndpoints() {
+		ep := a.endpoints[key]
+		s.Endpoints[ep.state]++
+		if ep.state != stateEnforced {
+			sev := "error"
+			if ep.state == stateNotCovered {
+				sev = "warning"
+			}
+			s.Problems = append(s.Problems, control.Problem{Severity: sev, Object: "Pod " + key.String(), Message: ep.state + ": " + ep.message})
+		}
+	}
+	if a.snapshot != nil {
+		for i := range a.snapshot.Policies {
+			s.Policies[string(a.snapshot.Policies[i].Kind)]++
+			if a.snapshot.Policies[i].Invalid {
+				s.PoliciesInvalid++
+			}
+		}
+	} else {
+		s.Problems = append(s.Problems, control.Problem{Severity: "error", Object: "manifests", Message: "not read yet; what an earlier agent enforced stays in force"})
+	}
+	for _, about := range sortedKeys(a.problems) {
+		s.Problems = append(s.Problems, a.problems[about])
+	}
+	for _, f := range a.findings {
+		s.Problems = append(s.Problems, problemOf(f))
+	}
+	slices.SortStableFunc(s.Problems, func(a, b control.Problem) int { return cmp.Compare(a.Severity, b.Severity) })
+	st := a.dp.Contents().Stats()
+	s.Kernel = map[string]int{
+		"prefixes": st.Prefixes, "classes": st.Classes, "trie_nodes": st.Nodes, "rulesets": st.Rulesets,
+		"table_entries": st.TableEntries, "list_entries": st.ListEntries, "services": st.Services,
+	}
+	c, err := a.dp.Counters()
+	s.EventsLost, s.FlowsRefused = c.EventsLost, c.FlowsRefused
+	return s, err
+}
+
+func problemOf(f kube.Finding) control.Problem {
+	return control.Problem{Severity: f.Severity.String(), Object: f.Object.String(), Path: f.Path, Message: f.Message}
+}
+
+func (a *Agent) sortedEndpoints() []policy.PodKey {
+	keys := make([]policy.PodKey, 0, len(a.endpoints))
+	for k := range a.endpoints {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, func(a, b policy.PodKey) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	return keys
+}
+
+func (a *Agent) listEndpoints() ([]control.Endpoint, error) {
+	counts, err := a.dp.RuleCounts()
+	if err != nil {
+		return nil, err
+	}
+	byGen := map[uint32][]control.RuleCount{}
+	for k, c := range counts {
+		byGen[k.Generation] = append(byGen[k.Generation], control.RuleCount{Rule: a.rule(k.Rule), Packets: c.Packets, Bytes: c.Bytes})
+	}
+	out := []control.Endpoint{}
+	for _, key := range a.sortedEndpoints() {
+		ep := a.endpoints[key]
+		e := control.Endpoint{Namespace: key.Namespace, Name: key.Name, State: ep.state, Message: ep.message, Egress: "open", Ingress: "open"}
+		if b := a.bindings[key]; b.Interface != "" {
+			e.Interface = b.Interface
+		}
+		for i := range a.snapshot.Pods {
+			if a.snapshot.Pods[i].Key() == key {
+				e.Addrs = a.snapshot.Pods[i].IPs
+			}
+		}
+		if a.isGoverned(key, policy.Egress) {
+			e.Egress = "isolated"
+		}
+		if a.isGoverned(key, policy.Ingress) {
+			e.Ingress = "isolated"
+		}
+		if ep.ifindex != 0 {
+			e.Rules = byGen[a.dp.Generation(ep.ifindex)]
+			slices.SortFunc(e.Rules, func(a, b control.RuleCount) int {
+				return cmp.Or(cmp.Compare(b.Packets, a.Packets), cmp.Compare(a.Rule.ID, b.Rule.ID))
+			})
+			for _, r := range e.Rules {
+				if a.accepts(r.Rule.ID) {
+					e.Forwarded += r.Packets
+				} else {
+					e.Dropped += r.Packets
+				}
+			}
+		}
+		out = append(out, e)
+	}
+	return out, nil
+}
+
+// accepts reports whether packets counted under a rule were forwarded.
+func (a *Agent) accepts(id uint32) bool {
+	if id < uint32(flow.ReasonMax) {
+		switch flow.Reason(id) {
+		case flow.ReasonSelf, flow.ReasonUngoverned, flow.ReasonNeighbour, flow.ReasonRelated:
+			return true
+		}
+		return false
+	}
+	ref := a.names.refs[id]
+	switch ref.Index {
+	case policy.IndexNoMatch, policy.IndexSelf, policy.IndexNode:
+		return true
+	}
+	if ref.Index < 0 || a.snapshot == nil {
+		return false
+	}
+	for i := range a.snapshot.Policies {
+		p := &a.snapshot.Policies[i]
+		if p.Kind != ref.Kind || p.Namespace != ref.Namespace || p.Name != ref.Policy {
+			continue
+		}
+		for j := range p.Rules[ref.Direction] {
+			if p.Rules[ref.Direction][j].Index == ref.Index {
+				return p.Rules[ref.Direction][j].Action == policy.Accept
+			}
+		}
+	}
+	return false
+}
+
+func (a *Agent) listPolicies() ([]control.Policy, error) {
+	out := []control.Policy{}
+	if a.snapshot == nil {
+		return out, nil
+	}
+	problems := map[string][]control.Problem{}
+	for _, f := range a.findings {
+		problems[f.Object.String()] = append(problems[f.Object.String()], problemOf(f))
+	}
+	for i := range a.snapshot.Policies {
+		p := &a.snapshot.Policies[i]
+		ref := kube.ObjectRef{Kind: string(p.Kind), Namespace: p.Namespace, Name: p.Name}
+		out = append(out, control.Policy{
+			Kind: string(p.Kind), Namespace: p.Namespace, Name: p.Name, Tier: p.Tier, Priority: p.Priority,
+			Endpoints: a.governedBy(p), Problems: problems[ref.String()],
+		})
+	}
+	return out, nil
+}
+
+// governedBy counts the endpoints that have a rule of p, or are isolated by it.
+func (a *Agent) governedBy(p *policy.Policy) int {
+	n := 0
+	for _, ids := range a.rulesets {
+		for _, id := range ids {
+			rs := a.content[id]
+			if rs != nil && slices.ContainsFunc(rs.Rules, func(r policy.CompiledRule) bool {
+				return r.Ref.Kind == p.Kind && r.Ref.Namespace == p.Namespace && r.Ref.Policy == p.Name
+			}) {
+				n++
+				break
+			}
+		}
+	}
+	return n
+}
+
+func (a *Agent) flows(w http.ResponseWriter, r *http.Request) {
+	filter, err := control.ParseFilter(r.URL.Query())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	enc := json.NewEncoder(w)
+	kept, f := a.records.snapshot(filter.Matches, filter.Limit, filter.Follow)
+	for i := range kept {
+		if enc.Encode(&kept[i]) != nil {
+			return
+		}
+	}
+	if f == nil {
+		return
+	}
+	defer a.records.unfollow(f)
+	flusher, _ := w.(http.Flusher)
+	for {
+		if flusher != nil {
+			flusher.Flush()
+		}
+		select {
+		case <-r.Context().Done():
+			return
+		case rec := <-f.ch:
+			if filter.Matches(&rec) && enc.Encode(&rec) != nil {
+				return
+			}
+		}
+	}
+}
+
+func (a *Agent) explain(w http.ResponseWriter, r *http.Request) {
+	var q control.ExplainRequest
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16)).Decode(&q); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	var res control.ExplainResponse
+	var err error
+	ok := a.do(r.Context(), func() {
+		if a.snapshot == nil {
+			err = errors.New("the manifests have not been read yet")
+			return
+		}
+		res, err = control.Explain(a.snapshot, q)
+	})
+	switch {
+	case !ok:
+		http.Error(w, "the agent is stopping", http.StatusServiceUnavailable)
+	case err != nil:
+		http.Error(w, err.Error(), http.StatusBadRequest)
+	default:
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(res)
+	}
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	out := make([]string, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}

@@ -1,0 +1,175 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/postern-dev/postern/internal/agent"
+	"github.com/postern-dev/postern/internal/control"
+	"github.com/postern-dev/postern/internal/datapath"
+)
+
+// Exit codes.
+const (
+	exitOK    = 0
+	exitError = 1
+	exitUsage = 2
+)
+
+// errUsage is wrapped by errors of the command line.
+var errUsage = errors.New("usage")
+
+// Main runs posternd and returns its exit code.
+func Main(args []string) int {
+	cmd := command()
+	cmd.SetArgs(args)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := cmd.ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.Is(err, errUsage):
+		fmt.Fprintln(os.Stderr, "posternd:", err)
+		return exitUsage
+	}
+	fmt.Fprintln(os.Stderr, "posternd:", err)
+	return exitError
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use: "posternd", Short: "Postern's node daemon", SilenceErrors: true, SilenceUsage: true,
+		Version: version(), CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
+	root.AddCommand(agentCommand(), uninstallCommand())
+	return root
+}
+
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "devel"
+}
+
+// paths are flags that agent and uninstall share.
+type paths struct {
+	bpffs, state, socket string
+	mark                 uint32
+}
+
+func (p *paths) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&p.bpffs, "bpffs", "/sys/fs/bpf", "mounted bpffs; what is pinned stands in its directory postern")
+	f.StringVar(&p.state, "state-dir", "/var/lib/postern", "directory for names that must outlive a restart")
+	f.StringVar(&p.socket, "socket", control.DefaultSocket, "control socket")
+	f.Uint32Var(&p.mark, "mark", datapath.DefaultMark, "the one bit of the packet mark that says \"inspected\"; no other agent may use it")
+}
+
+func agentCommand() *cobra.Command {
+	var p paths
+	var manifests, node, metrics, level string
+	var quota uint32
+	var records int
+	cmd := &cobra.Command{
+		Use: "agent --manifests DIR", Short: "Enforce the policies of a directory on this node", Args: cobra.NoArgs,
+		Long: `Enforce the policies of a directory on this node.
+
+DIR holds YAML or JSON: Namespace, Node, Pod, Service, EndpointSlice, NetworkPolicy,
+ClusterNetworkPolicy and Postern's own kinds. It is watched. A Pod names its interface
+in the annotation postern.dev/interface, or its network namespace in postern.dev/netns.
+
+When the agent ends, for whatever reason, enforcement goes on as it was; the next
+agent takes over. 'posternd uninstall' ends enforcement.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if manifests == "" {
+				return fmt.Errorf("%w: --manifests names the directory to enforce", errUsage)
+			}
+			if _, err := os.ReadDir(manifests); err != nil {
+				return fmt.Errorf("--manifests: %w", err)
+			}
+			if node == "" {
+				var err error
+				if node, err = os.Hostname(); err != nil {
+					return fmt.Errorf("--node-name: %w", err)
+				}
+			}
+			var lv slog.Level
+			if err := lv.UnmarshalText([]byte(level)); err != nil {
+				return fmt.Errorf("%w: --log-level: %w", errUsage, err)
+			}
+			if err := checkBPFFS(p.bpffs); err != nil {
+				return err
+			}
+			return agent.Run(cmd.Context(), agent.Config{
+				Node: node, Manifests: manifests, Socket: p.socket, StateDir: p.state, Metrics: metrics,
+				Datapath: datapath.Config{PinDir: filepath.Join(p.bpffs, "postern"), Mark: p.mark, FlowQuota: quota},
+				Version:  version(), Records: records, Now: time.Now, //nolint:forbidigo // the program's clock starts here
+				Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: lv})),
+			})
+		},
+	}
+	p.flags(cmd)
+	f := cmd.Flags()
+	f.StringVar(&manifests, "manifests", "", "directory of manifests to enforce (required)")
+	f.StringVar(&node, "node-name", "", "this node's name; Pods with this or no nodeName are enforced here (default: the host's name)")
+	f.StringVar(&metrics, "metrics", "", "TCP address that serves /metrics, such as 127.0.0.1:9464 (default: the control socket only)")
+	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	f.Uint32Var(&quota, "flow-quota", 16384, "flows that one pod may have at a time")
+	f.IntVar(&records, "records", 65536, "flow records kept in memory")
+	return cmd
+}
+
+func uninstallCommand() *cobra.Command {
+	var p paths
+	var keepState bool
+	cmd := &cobra.Command{
+		Use: "uninstall", Short: "End enforcement on this node and remove every trace of it", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := control.NewClient(p.socket).Status(cmd.Context()); err == nil {
+				return fmt.Errorf("an agent is running (%s); stop it first, or it would enforce again", p.socket)
+			}
+			if err := datapath.Uninstall(datapath.Config{PinDir: filepath.Join(p.bpffs, "postern"), Mark: p.mark}); err != nil {
+				return fmt.Errorf("uninstall: %w", err)
+			}
+			if err := os.Remove(p.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return fmt.Errorf("uninstall: %w", err)
+			}
+			if !keepState {
+				if err := os.RemoveAll(p.state); err != nil {
+					return fmt.Errorf("uninstall: %w", err)
+				}
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), "Postern is removed from this node: no policy is enforced any more.")
+			return nil
+		},
+	}
+	p.flags(cmd)
+	cmd.Flags().BoolVar(&keepState, "keep-state", false, "leave the state directory")
+	return cmd
+}
+
+// checkBPFFS fails with the cure if dir is not a bpffs.
+func checkBPFFS(dir string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("--bpffs %s: %w", dir, err)
+	}
+	if st.Type != unix.BPF_FS_MAGIC {
+		return fmt.Errorf("--bpffs %s: not a bpffs; mount one: mount -t bpf bpf %s", dir, dir)
+	}
+	return nil
+}

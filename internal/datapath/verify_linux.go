@@ -1,0 +1,150 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/postern-dev/postern/internal/datapath/bpf"
+	"github.com/postern-dev/postern/internal/datapath/mapstate"
+)
+
+// ErrNotEnforced is wrapped by Verify's errors: what the kernel holds is not what it should.
+var ErrNotEnforced = errors.New("not enforced")
+
+// Verify reads back from the kernel that an interface is enforced as wanted
+// (D5): programs attached, pinned and at the head; its entry, flow table and
+// rulesets in the maps; the catch-all's chain in place.
+func (d *Datapath) Verify(ifindex int) error {
+	ep := d.endpoints[ifindex]
+	if ep == nil {
+		return fmt.Errorf("interface %d: not armed: %w", ifindex, ErrNotEnforced)
+	}
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("interface %s: %s: %w", ep.spec.Interface, fmt.Sprintf(format, args...), ErrNotEnforced)
+	}
+	for hook := range hookTypes {
+		if ep.links[hook] == nil {
+			return bad("no program at %s", hookTypes[hook])
+		}
+		head, err := d.atHead(ep, hook)
+		if err != nil {
+			return err
+		}
+		if !head {
+			return bad("the program at %s is not attached or not the first", hookTypes[hook])
+		}
+	}
+	var slot uint32
+	if err := d.objs.EndpointSlots.Lookup(uint32(ifindex), &slot); err != nil || slot != ep.slot {
+		return bad("slot %d in the kernel, want %d (%v)", slot, ep.slot, err)
+	}
+	var e bpf.PosternEndpoint
+	if err := d.objs.Endpoints.Lookup(d.active.load(int(slot), 0), &e); err != nil {
+		return bad("entry: %v", err)
+	}
+	if e != ep.entry {
+		return bad("the kernel's entry differs from what was written")
+	}
+	var table *ebpf.Map
+	if err := d.objs.Flows.Lookup(slot, &table); err != nil {
+		return bad("flow table: %v", err)
+	}
+	if err := table.Close(); err != nil {
+		return fmt.Errorf("flow table: %w", err)
+	}
+	for dir, id := range e.Ruleset[0] {
+		if id == 0 {
+			return bad("no ruleset for direction %d; everything is denied", dir)
+		}
+		if d.world == nil || uint32(e.World) != d.world.index {
+			continue // adopted: judged by a world of a former process
+		}
+		var ref mapstate.ListRef
+		if err := d.world.tables.Lookup(mapstate.TableKey{Ruleset: id}, &ref); err != nil {
+			return bad("ruleset %d is not in the kernel: %v", id, err)
+		}
+	}
+	if d.catchAll != nil && d.catchAll.devices[chainName(ifindex)] != ep.spec.Interface {
+		return bad("no catch-all")
+	}
+	return nil
+}
+
+// Audit puts back what somebody else removed: programs that are no longer at
+// the head, pins, the catch-all. It returns what it mended.
+func (d *Datapath) Audit() ([]string, error) {
+	var mended []string
+	var errs []error
+	for _, ifindex := range d.Endpoints() {
+		ep := d.endpoints[ifindex]
+		if _, err := net.InterfaceByIndex(ifindex); err != nil {
+			continue // gone: the caller disarms it
+		}
+		before := ep.links
+		if err := d.attach(ep); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if before != ep.links {
+			mended = append(mended, "interface "+ep.spec.Interface+": programs attached again")
+		}
+	}
+	if d.catchAll != nil {
+		back, err := d.catchAll.repair()
+		errs = append(errs, err)
+		for _, dev := range back {
+			mended = append(mended, "interface "+dev+": catch-all put back")
+		}
+	}
+	slices.Sort(mended)
+	return mended, errors.Join(errs...)
+}
+
+// Quarantine denies everything on an interface that has lost its pod. It stays
+// attached until the interface is gone and Disarm is called.
+func (d *Datapath) Quarantine(ifindex int) error {
+	ep := d.endpoints[ifindex]
+	if ep == nil || (ep.spec.Quarantine && !ep.adopted) {
+		return nil
+	}
+	ep.spec.Quarantine, ep.adopted, ep.binding = true, false, Binding{}
+	return d.writeEndpoint(ep, true)
+}
+
+// Renew makes an armed interface a new incarnation: a new generation and an
+// empty flow table. Until it is armed again it is quarantined.
+func (d *Datapath) Renew(ifindex int) error {
+	ep := d.endpoints[ifindex]
+	if ep == nil {
+		return nil
+	}
+	if err := d.Quarantine(ifindex); err != nil {
+		return err
+	}
+	gen, err := d.nextGeneration()
+	if err != nil {
+		return err
+	}
+	if err := grace(); err != nil {
+		return err
+	}
+	if err := d.newFlowTable(ep.slot); err != nil {
+		return err
+	}
+	if err := d.dropStats(ep.entry.Gen); err != nil {
+		return err
+	}
+	for k := range ep.self {
+		if err := d.objs.SelfBackends.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("self_backends: %w", err)
+		}
+	}
+	ep.self = nil
+	ep.entry.Gen = gen
+	ep.written = false // the entry differs in its generation
+	return nil
+}
