@@ -3,6 +3,7 @@ package policy_test
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"testing"
 
 	"github.com/postern-dev/postern/internal/packet"
@@ -140,7 +141,7 @@ func BenchmarkBaselineChange(b *testing.B) {
 	for b.Loop() {
 		i++
 		p.Rules[policy.Egress] = append([]policy.Rule(nil), p.Rules[policy.Egress]...)
-		p.Rules[policy.Egress][0].Name = fmt.Sprint(i)
+		p.Rules[policy.Egress][0].Name = strconv.Itoa(i)
 		if _, err := c.Apply(policy.Changes{Policies: []policy.Policy{p}}); err != nil {
 			b.Fatal(err)
 		}

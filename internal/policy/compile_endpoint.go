@@ -97,7 +97,9 @@ func comparePodKeys(a, b PodKey) int {
 func ownAddresses(p *Pod) []netip.Addr {
 	out := make([]netip.Addr, 0, len(p.IPs))
 	for _, a := range p.IPs {
-		out = append(out, packet.Unmap(a))
+		if a.IsValid() {
+			out = append(out, packet.Unmap(a))
+		}
 	}
 	slices.SortFunc(out, netip.Addr.Compare)
 	return slices.Compact(out)

@@ -378,7 +378,7 @@ func (b *ruleBuilder) service(ref ServiceRef) {
 		g.named(b.c, m.Named)
 	}
 	for k, id := range g.sets {
-		admitted := false
+		var admitted bool
 		if k.name == "" {
 			admitted = b.any || slices.ContainsFunc(b.ranges, func(r PortRange) bool {
 				return r.Protocol == k.protocol && r.First <= k.port && k.port <= r.Last

@@ -70,7 +70,7 @@ func conflictsOf(s *Snapshot, group []*Policy, pods []*Pod) []Conflict {
 		for n, i := range selecting {
 			for _, j := range selecting[n+1:] {
 				a, b := group[i], group[j]
-				if !(governs(a, Egress) && governs(b, Egress)) && !(governs(a, Ingress) && governs(b, Ingress)) {
+				if !slices.ContainsFunc(Directions[:], func(dir Direction) bool { return governs(a, dir) && governs(b, dir) }) {
 					continue
 				}
 				c := found[pair{i, j}]

@@ -102,7 +102,7 @@ func (w *walk) backends(sp *ServicePort) []netip.AddrPort {
 	var out []netip.AddrPort
 	for _, b := range sp.Backends {
 		b = netip.AddrPortFrom(packet.Unmap(b.Addr()), b.Port())
-		if b.Addr().Is4() == w.remote.Is4() {
+		if b.Addr().IsValid() && b.Addr().Is4() == w.remote.Is4() {
 			out = append(out, b)
 		}
 	}

@@ -54,7 +54,7 @@ type TierTrace struct {
 }
 
 // PolicyTrace is what happened in one policy.
-type PolicyTrace struct {
+type PolicyTrace struct { //nolint:revive // beside TierTrace and RuleTrace
 	Kind      Kind        `json:"kind"`
 	Namespace string      `json:"namespace,omitempty"`
 	Name      string      `json:"name"`

@@ -1,11 +1,14 @@
 package policy
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Leftovers says what the Compiler still holds that only policies and pods
 // account for. It is empty if there are neither: nothing leaks.
 func (c *Compiler) Leftovers() string {
-	out := ""
+	var out []string
 	for name, n := range map[string]int{
 		"policies": len(c.policies), "pods": len(c.pods), "queries": len(c.queries.byText), "buckets": len(c.queries.buckets),
 		"namespaces indexed": len(c.podIndex.byNamespace), "labels indexed": len(c.podIndex.byLabel),
@@ -17,10 +20,10 @@ func (c *Compiler) Leftovers() string {
 		"retired": len(c.retired),
 	} {
 		if n != 0 {
-			out += fmt.Sprintf("%d %s; ", n, name)
+			out = append(out, fmt.Sprintf("%d %s", n, name))
 		}
 	}
-	return out
+	return strings.Join(out, ", ")
 }
 
 // Sources returns how many sets the Compiler keeps up to date.

@@ -127,7 +127,7 @@ func addFrontend(out map[Frontend]Target, svc *Service, sp *ServicePort, a netip
 	}
 	t := Target{Service: ServiceRef{svc.Namespace, svc.Name}}
 	for _, b := range sp.Backends {
-		if b = netip.AddrPortFrom(packet.Unmap(b.Addr()), b.Port()); b.Addr().Is4() == f.Addr.Is4() {
+		if b = netip.AddrPortFrom(packet.Unmap(b.Addr()), b.Port()); b.Addr().IsValid() && b.Addr().Is4() == f.Addr.Is4() {
 			t.Backends = append(t.Backends, b)
 		}
 	}

@@ -246,7 +246,7 @@ type ContainerPort struct {
 }
 
 // PolicyKey names a policy object.
-type PolicyKey struct {
+type PolicyKey struct { //nolint:revive // a key of Policies, beside PodKey
 	Kind            Kind
 	Namespace, Name string
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // baseSeed is that of POSTERN_TEST_SEED, so that a failure can be repeated.
-func baseSeed(t testing.TB) uint64 {
+func baseSeed(t *testing.T) uint64 {
 	t.Helper()
 	if s := os.Getenv("POSTERN_TEST_SEED"); s != "" {
 		n, err := strconv.ParseUint(s, 10, 64)
@@ -75,7 +75,7 @@ func TestLookupEqualsEvaluate(t *testing.T) {
 		for _, pod := range policytest.Endpoints(s)[:1] {
 			for _, tu := range policytest.Tuples(newRand(seed), s, pod, policy.Egress, 20) {
 				d := policy.Evaluate(s, pod, policy.Egress, tu)
-				verdicts[d.Verdict.String()+fmt.Sprint(min(d.Rule.Index, 0))]++
+				verdicts[d.Verdict.String()+strconv.Itoa(min(d.Rule.Index, 0))]++
 			}
 		}
 	}

@@ -320,14 +320,14 @@ func (x *podIndex) candidates(q *podQuery, labelsOf func(namespace string) map[s
 // plainOrQuoted returns s as it is if it needs no quotes, so that texts made of
 // such parts and separators cannot be mistaken for one another.
 func plainOrQuoted(s string) string {
-	for i := range len(s) {
-		c := s[i]
-		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_' || c == '.') {
-			return strconv.Quote(s)
-		}
+	if strings.ContainsFunc(s, func(c rune) bool { return !strings.ContainsRune(plainCharacters, c) }) {
+		return strconv.Quote(s)
 	}
 	return s
 }
+
+// plainCharacters are those of names in Kubernetes; separators are not among them.
+const plainCharacters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 
 // portKey is one numeric container port.
 type portKey struct {

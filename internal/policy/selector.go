@@ -123,10 +123,7 @@ func valuesText(values []string) string {
 
 // labelText quotes what is neither a label's key nor its value.
 func labelText(s string) string {
-	odd := func(c rune) bool {
-		return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.ContainsRune("-_./", c))
-	}
-	if strings.ContainsFunc(s, odd) {
+	if strings.ContainsFunc(s, func(c rune) bool { return !strings.ContainsRune(plainCharacters+"/", c) }) {
 		return strconv.Quote(s)
 	}
 	return s

@@ -196,8 +196,18 @@ func (g gen) address() netip.Addr {
 	return netip.AddrFrom4([4]byte{10, 0, 0, byte(1 + g.IntN(12))})
 }
 
-// prefix returns a masked prefix; they nest and touch often.
+// prefix returns a prefix; they nest and touch often. A few are as they should
+// never arrive: with host bits, v4-mapped or invalid.
 func (g gen) prefix() netip.Prefix {
+	switch g.IntN(40) {
+	case 0:
+		a := g.address()
+		return netip.PrefixFrom(a, g.IntN(a.BitLen()+1))
+	case 1:
+		return netip.PrefixFrom(netip.AddrFrom16(g.address().As16()), 90+g.IntN(39))
+	case 2:
+		return netip.Prefix{}
+	}
 	switch g.IntN(12) {
 	case 0:
 		return netip.MustParsePrefix("0.0.0.0/0")

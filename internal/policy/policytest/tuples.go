@@ -116,9 +116,7 @@ func bounds(s *policy.Snapshot) boundaries {
 		addPrefixes(s.Sets[i].Networks, s.Sets[i].Except)
 	}
 	for i := range s.Pods {
-		for _, a := range s.Pods[i].IPs {
-			b.addrs = append(b.addrs, a)
-		}
+		b.addrs = append(b.addrs, s.Pods[i].IPs...)
 		for _, cp := range s.Pods[i].Ports {
 			b.ports = append(b.ports, cp.Port)
 		}
