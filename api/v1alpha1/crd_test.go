@@ -68,16 +68,17 @@ func TestCRDs(t *testing.T) {
 
 // withWant returns doc with its header replaced.
 func withWant(doc, name string, want []string) string {
-	out := "# " + name + "\n"
+	var out strings.Builder
+	out.WriteString("# " + name + "\n")
 	for _, w := range want {
-		out += "# want: " + w + "\n"
+		out.WriteString("# want: " + w + "\n")
 	}
 	for line := range strings.Lines(doc) {
 		if !strings.HasPrefix(line, "# ") {
-			out += line
+			out.WriteString(line)
 		}
 	}
-	return out
+	return out.String()
 }
 
 func header(doc string) (name string, want []string) {

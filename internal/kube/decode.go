@@ -107,7 +107,7 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value) {
 		}
 		return
 	}
-	if u, ok := v.Addr().Interface().(json.Unmarshaler); ok {
+	if u, ok := reflect.TypeAssert[json.Unmarshaler](v.Addr()); ok {
 		d.unmarshal(n, u)
 		return
 	}
@@ -321,6 +321,7 @@ func (d *decoder) any(n *yaml.Node) (any, bool) {
 			})
 		}
 		return s, ok
+	default:
 	}
 	switch {
 	case isNull(n):
@@ -347,6 +348,7 @@ func describe(n *yaml.Node) string {
 		return "an object"
 	case yaml.SequenceNode:
 		return "a list"
+	default:
 	}
 	text := n.Value
 	if len(text) > 40 {

@@ -227,7 +227,7 @@ func (c *checker) localPeer(path *field.Path, namespace string, peer *v1alpha1.E
 	}
 	refs := make([]v1alpha1.ServiceReference, len(peer.Services))
 	for i, r := range peer.Services {
-		refs[i] = v1alpha1.ServiceReference{Name: r.Name, Namespace: r.Namespace}
+		refs[i] = v1alpha1.ServiceReference(r)
 		if r.Namespace == "" {
 			refs[i].Namespace = v1alpha1.NamespaceName(namespace)
 		}

@@ -170,9 +170,7 @@ func translateNamespace(n *corev1.Namespace, decoded []Finding) (ns policy.Names
 	c := newChecker(RefOf(n), decoded)
 	c.labels(n.Labels)
 	labels := make(map[string]string, len(n.Labels)+1)
-	for k, v := range n.Labels {
-		labels[k] = v
-	}
+	maps.Copy(labels, n.Labels)
 	// The API server sets this label; no file may claim another name by it.
 	if v, ok := labels[policy.LabelNamespaceName]; ok && v != n.Name {
 		c.warnf(field.NewPath("metadata", "labels").Key(policy.LabelNamespaceName), ReasonConflict, "is %q, and is read as the namespace's name %q: remove it", v, n.Name)

@@ -249,7 +249,7 @@ func (s *Store) read(path string, info fs.FileInfo, settle bool) (changed bool, 
 	if info.Size() > maxFileSize {
 		return s.reject(f, info, kube.ReasonUnreadable, fmt.Sprintf("the file is larger than %d MiB: split it", maxFileSize>>20)), 0
 	}
-	data, err := os.ReadFile(full)
+	data, err := os.ReadFile(full) //nolint:gosec // G304: the path is from a listing of the directory that the user names
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, settleTime // gone since it was listed
 	}
@@ -279,7 +279,7 @@ func (s *Store) read(path string, info fs.FileInfo, settle bool) (changed bool, 
 			f.partly = &p
 		}
 	case len(p.objects) == 0 && f.good != nil && len(f.good.objects) > 0:
-		f.bad = append(p.findings, kube.Finding{
+		f.bad = append(slices.Clip(p.findings), kube.Finding{
 			File: path, Severity: kube.Error, Reason: kube.ReasonEmptyFile,
 			Message: "the file holds no objects any more: to remove them, delete the file",
 		})
@@ -428,7 +428,7 @@ func (s *Store) set(ref kube.ObjectRef, w placed) {
 func renamed(obj metav1.Object, name string) metav1.Object {
 	v := reflect.New(reflect.TypeOf(obj).Elem())
 	v.Elem().Set(reflect.ValueOf(obj).Elem())
-	out, ok := v.Interface().(metav1.Object)
+	out, ok := reflect.TypeAssert[metav1.Object](v)
 	if !ok {
 		return obj
 	}
