@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/postern-dev/postern/internal/packet/packettest"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -37,7 +39,8 @@ func (n *Namespace) setUp(settings [][2]string) error {
 
 // Settings that every namespace gets before its first link. A namespace starts
 // with some of the initial namespace's, which differ from machine to machine
-// (L4). No duplicate address detection: addresses work at once.
+// (L4). No duplicate address detection: addresses work at once. No limit on ICMP
+// errors: the second of two refusals is as quick as the first.
 var baseSettings = [][2]string{
 	{"ipv4/conf/all/rp_filter", "0"},
 	{"ipv4/conf/default/rp_filter", "0"},
@@ -55,6 +58,8 @@ var baseSettings = [][2]string{
 	{"ipv6/conf/all/accept_ra", "0"},
 	{"ipv6/conf/default/accept_ra", "0"},
 	{"ipv6/conf/default/router_solicitations", "0"},
+	{"ipv4/icmp_ratelimit", "0"},
+	{"ipv6/icmp/ratelimit", "0"},
 }
 
 var (
@@ -265,18 +270,7 @@ func (l *Lab) makeNode(n *Node) error {
 	if err := n.setUp(routerSettings); err != nil {
 		return err
 	}
-	err := n.Do(func() error {
-		if err := setBridgeNetfilter(l.spec.CNI == Bridge); err != nil {
-			return err
-		}
-		// Closed connections of a load must not fill the table: its size is
-		// one for the machine and not ours to change (L1). It is made with
-		// the first rule that needs it, so the setting may not exist yet.
-		_ = sysctl("netfilter/nf_conntrack_tcp_timeout_time_wait", "2")
-		_ = sysctl("netfilter/nf_conntrack_tcp_timeout_close", "1")
-		return nil
-	})
-	if err != nil {
+	if err := n.Do(func() error { return setBridgeNetfilter(l.spec.CNI == Bridge) }); err != nil {
 		return err
 	}
 	h, err := l.outside.handle()
@@ -331,6 +325,59 @@ func (l *Lab) makeNode(n *Node) error {
 	}
 	gw := gateways(n.Spec.PodCIDRs)
 	return upWithAddrs(n.nl, br, prefixed(gw[0], n.Spec.PodCIDRs[0].Bits()), prefixed(gw[1], n.Spec.PodCIDRs[1].Bits()))
+}
+
+// limitConntrack keeps closed connections of a load from filling the nodes'
+// connection tables, whose size is the machine's and not ours to change (L1).
+func (l *Lab) limitConntrack() error {
+	if l.spec.NoConntrack {
+		return nil
+	}
+	for _, n := range l.nodes {
+		err := n.Do(func() error {
+			return errors.Join(
+				sysctl("netfilter/nf_conntrack_tcp_timeout_time_wait", "2"),
+				sysctl("netfilter/nf_conntrack_tcp_timeout_close", "1"),
+			)
+		})
+		if err != nil {
+			return fmt.Errorf("node %s: %w", n.Name, err)
+		}
+	}
+	return nil
+}
+
+// deleteGroup is the interface group that links are put in to be deleted together.
+const deleteGroup = 0x706c
+
+// deleteLinks deletes links of the node; those that are gone are fine.
+func (n *Node) deleteLinks(names []string) error {
+	found := 0
+	for _, name := range names {
+		link, err := n.nl.LinkByName(name)
+		if err != nil {
+			continue
+		}
+		if len(names) == 1 {
+			return n.nl.LinkDel(link)
+		}
+		if err := n.nl.LinkSetGroup(link, deleteGroup); err != nil {
+			return fmt.Errorf("%s: group: %w", name, err)
+		}
+		found++
+	}
+	if found == 0 {
+		return nil
+	}
+	return n.Do(func() error {
+		req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+		req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(deleteGroup)))
+		if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+			return fmt.Errorf("delete %d links: %w", found, err)
+		}
+		return nil
+	})
 }
 
 // wirePort names the outside's end of a node's link.
