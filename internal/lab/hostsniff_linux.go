@@ -8,8 +8,9 @@ import (
 	"os"
 	"sync"
 
-	"github.com/postern-dev/postern/internal/packet/packettest"
 	"golang.org/x/sys/unix"
+
+	"github.com/postern-dev/postern/internal/packet/packettest"
 )
 
 // HostSniffer sees every IP packet that a namespace's own stack takes in: after
@@ -30,6 +31,7 @@ type HostSniffer struct {
 	stop  int      // the reader's end
 	fds   []int
 	done  chan struct{}
+	once  sync.Once
 
 	mu      sync.Mutex
 	changed chan struct{}
@@ -46,7 +48,7 @@ func (l *Lab) SniffHost(ctx context.Context, ns *Namespace) (*HostSniffer, error
 	}
 	if err := h.open(); err != nil {
 		if h.wake != nil {
-			h.wake.Close()
+			_ = h.wake.Close()
 		}
 		h.closeFDs()
 		return nil, fmt.Errorf("sniff %s: %w", h.label, err)
@@ -192,7 +194,7 @@ func (h *HostSniffer) Verify(ctx context.Context) error {
 			return fmt.Errorf("sniffer %s: control packet: %w", h.label, err)
 		}
 		_, err = c.Write(t[:])
-		c.Close()
+		_ = c.Close()
 		if err != nil {
 			return fmt.Errorf("sniffer %s: control packet: %w", h.label, err)
 		}
@@ -233,19 +235,19 @@ func (h *HostSniffer) wait(ctx context.Context, cond func() bool) error {
 
 // Close stops the sniffer. Counts stay readable.
 func (h *HostSniffer) Close() error {
-	if err := h.wake.Close(); err != nil {
-		return nil // closed before
-	}
-	<-h.done
-	h.closeFDs()
-	h.lab.disown(h)
+	h.once.Do(func() {
+		_ = h.wake.Close()
+		<-h.done
+		h.closeFDs()
+		h.lab.disown(h)
+	})
 	return nil
 }
 
 func (h *HostSniffer) closeFDs() {
 	for _, fd := range append(h.fds, h.stop, h.epoll) {
 		if fd >= 0 {
-			unix.Close(fd)
+			_ = unix.Close(fd)
 		}
 	}
 	h.fds, h.stop, h.epoll = nil, -1, -1

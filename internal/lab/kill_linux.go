@@ -67,7 +67,7 @@ func allInside(pid int, inside map[nsID]bool) bool {
 
 func isInside(path string, inside map[nsID]bool) bool {
 	var st unix.Stat_t
-	return unix.Stat(path, &st) == nil && inside[nsID{uint64(st.Dev), st.Ino}]
+	return unix.Stat(path, &st) == nil && inside[nsID{st.Dev, st.Ino}]
 }
 
 // killPID signals a process if still says, once a descriptor pins the pid to

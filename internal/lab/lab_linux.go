@@ -93,7 +93,7 @@ func Up(ctx context.Context, spec Spec) (*Lab, error) {
 		return nil, fmt.Errorf("lab %s: %w", spec.Name, err)
 	}
 	if err := sweep(ctx, dir); err != nil {
-		lock.Close()
+		_ = lock.Close()
 		return nil, fmt.Errorf("lab %s: remove what an earlier one left: %w", spec.Name, err)
 	}
 	l := newLab(spec, dir)
@@ -124,7 +124,7 @@ func (l *Lab) newNode(i int, spec NodeSpec) *Node {
 
 func (l *Lab) build(ctx context.Context) error {
 	for _, d := range []string{"netns", "pods", "services"} {
-		if err := os.MkdirAll(filepath.Join(l.dir, d), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(l.dir, d), 0o750); err != nil {
 			return err
 		}
 	}

@@ -74,6 +74,7 @@ func TestConnectivity(t *testing.T) {
 }
 
 func testConnectivity(t *testing.T, l *Lab) {
+	t.Helper()
 	from := pod(t, l, "shop/frontend")
 	near, far := pod(t, l, "payments/api"), pod(t, l, "shop/cart-2")
 	node := l.Nodes()[0]

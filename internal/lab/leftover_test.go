@@ -16,30 +16,33 @@ import (
 	"testing"
 	"time"
 
-	"github.com/postern-dev/postern/internal/testenv"
 	"golang.org/x/sys/unix"
+
+	"github.com/postern-dev/postern/internal/testenv"
 )
 
 // childEnv makes the test binary be another process of a lab; see TestMain.
 const childEnv = "POSTERN_LAB_TEST_CHILD"
 
 func TestMain(m *testing.M) {
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
-	defer stop()
-	role, name, _ := strings.Cut(os.Getenv(childEnv), ":")
-	var err error
-	switch role {
-	case "serve":
-		err = Serve(ctx, name)
-	case "hold":
-		err = hold(ctx, name)
-	default:
+	role, name, ok := strings.Cut(os.Getenv(childEnv), ":")
+	if !ok {
 		os.Exit(m.Run())
 	}
-	if err != nil {
+	if err := play(role, name); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+}
+
+// play is what the child process does.
+func play(role, name string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	if role == "serve" {
+		return Serve(ctx, name)
+	}
+	return hold(ctx, name)
 }
 
 // hold builds a lab with everything in it, says so, and waits to be killed.
@@ -129,7 +132,7 @@ func namespacesOf(t *testing.T, name string) map[nsID]bool {
 		if err := unix.Stat(m, &st); err != nil {
 			t.Fatal(err)
 		}
-		ids[nsID{uint64(st.Dev), st.Ino}] = true
+		ids[nsID{st.Dev, st.Ino}] = true
 	}
 	return ids
 }

@@ -9,11 +9,12 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/postern-dev/postern/internal/packet/packettest"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/postern-dev/postern/internal/packet/packettest"
 )
 
 // setUp writes settings and brings lo up, in a namespace that was just made.

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"math/bits"
 	"net/netip"
@@ -104,7 +105,7 @@ func (s *LoadSpec) normalise() error {
 		return fmt.Errorf("load duration %s: want at most 10m", s.Duration)
 	}
 	if !s.Listen.IsValid() {
-		return fmt.Errorf("load listen address: want one")
+		return errors.New("load listen address: want one")
 	}
 	return nil
 }

@@ -24,7 +24,6 @@ const (
 type load struct {
 	spec   LoadSpec
 	ctx    context.Context
-	target unix.Sockaddr
 	domain int
 	end    time.Duration // on the monotonic clock
 	ops    atomic.Int64  // started, against MaxOps
@@ -71,7 +70,6 @@ func (l *Lab) Load(ctx context.Context, spec LoadSpec) (LoadResult, error) {
 	if !spec.Target.IsValid() {
 		r.spec.Target = netip.AddrPortFrom(spec.Listen.Addr(), bound)
 	}
-	r.target = sockaddr(r.spec.Target)
 	if r.spec.Target.Addr().Is4() != spec.Listen.Addr().Is4() {
 		return LoadResult{}, fmt.Errorf("load target %s and listener %s are of different families", r.spec.Target, spec.Listen)
 	}
@@ -131,7 +129,7 @@ func (r *load) listen(server *Namespace) (fd int, port uint16, err error) {
 			at, err = unix.Getsockname(fd)
 		}
 		if err != nil {
-			unix.Close(fd)
+			_ = unix.Close(fd)
 			return err
 		}
 		switch a := at.(type) {
@@ -182,7 +180,7 @@ func (r *load) serve(ln int) error {
 			return err
 		}
 		r.serveConn(fd, buf)
-		unix.Close(fd)
+		_ = unix.Close(fd)
 	}
 	return nil
 }
@@ -297,10 +295,10 @@ func (r *load) connect() (int, error) {
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	}
 	if err == nil {
-		err = unix.Connect(fd, r.target)
+		err = unix.Connect(fd, sockaddr(r.spec.Target)) // writes to it: not one for all
 	}
 	if err != nil {
-		unix.Close(fd)
+		_ = unix.Close(fd)
 		return -1, fmt.Errorf("connect %s: %w", r.spec.Target, err)
 	}
 	return fd, nil

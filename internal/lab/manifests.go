@@ -33,7 +33,7 @@ type object = map[string]any
 // already is left alone, one of something that is gone is removed, other files
 // are not touched. Each file is replaced in one step.
 func writeManifests(s Status, dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return err
 	}
 	files, err := manifests(s)
@@ -47,7 +47,7 @@ func writeManifests(s Status, dir string) error {
 			continue
 		}
 		tmp := filepath.Join(dir, "."+name+".tmp")
-		if err := os.WriteFile(tmp, files[name], 0o644); err != nil {
+		if err := os.WriteFile(tmp, files[name], 0o600); err != nil {
 			return err
 		}
 		if err := os.Rename(tmp, path); err != nil {

@@ -401,7 +401,7 @@ func (b *natBuilder) postrouting() {
 	for v := range 2 {
 		v6 := v == 1
 		size := addrLen(v6)
-		second := uint32(unix.NFT_REG32_00 + size/4)
+		second := unix.NFT_REG32_00 + size/4
 		b.rule(chain, append(
 			familyIs(v6),
 			loadAddr(v6, false, unix.NFT_REG_1), loadAddr(v6, true, second),

@@ -35,11 +35,11 @@ func newNamespace(name, path string) *Namespace {
 
 // create makes the namespace, mounts it and opens it.
 func (n *Namespace) create() error {
-	f, err := os.OpenFile(n.Path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
+	f, err := os.OpenFile(n.Path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o400)
 	if err != nil {
 		return err
 	}
-	f.Close()
+	_ = f.Close()
 	err = onThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("unshare: %w", err)
@@ -50,7 +50,7 @@ func (n *Namespace) create() error {
 		return nil
 	})
 	if err != nil {
-		os.Remove(n.Path)
+		_ = os.Remove(n.Path)
 		return fmt.Errorf("namespace %s: %w", n.Name, err)
 	}
 	return n.open()
@@ -73,7 +73,7 @@ func (n *Namespace) close() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.fd >= 0 {
-		unix.Close(n.fd)
+		_ = unix.Close(n.fd)
 		n.fd = -1
 	}
 }
@@ -109,7 +109,7 @@ func onThread(f func() error) error {
 			if unix.Setns(home, unix.CLONE_NEWNET) == nil {
 				runtime.UnlockOSThread()
 			}
-			unix.Close(home)
+			_ = unix.Close(home)
 		}()
 		err = f()
 	}()
@@ -271,7 +271,7 @@ func (n *Namespace) ListenPacket(ctx context.Context, network, addr string) (*ne
 		}
 		var ok bool
 		if conn, ok = pc.(*net.UDPConn); !ok {
-			pc.Close()
+			_ = pc.Close()
 			return fmt.Errorf("network %q: want udp, udp4 or udp6", network)
 		}
 		return nil
@@ -290,7 +290,7 @@ func (n *Namespace) inode() (nsID, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nsID{}, err
 	}
-	return nsID{uint64(st.Dev), st.Ino}, nil
+	return nsID{st.Dev, st.Ino}, nil
 }
 
 // nsID is what stat(2) says of a namespace file.

@@ -50,7 +50,7 @@ func (l *Lab) Detach(ctx context.Context, command string, args ...string) error 
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("lab %s: %w", l.spec.Name, err)
 	}
-	theirs.Close()
+	_ = theirs.Close()
 	stop := context.AfterFunc(ctx, func() { _ = ready.Close() })
 	defer stop()
 	if _, err := io.ReadFull(ready, make([]byte, 1)); err != nil {
@@ -97,7 +97,7 @@ func Serve(ctx context.Context, name string) error {
 	if _, err := ready.Write([]byte{1}); err != nil {
 		return err
 	}
-	ready.Close()
+	_ = ready.Close()
 	tick := time.NewTicker(servePoll)
 	defer tick.Stop()
 	for {

@@ -148,7 +148,7 @@ func (l *Lab) listen(ctx context.Context, ns *Namespace, s *RunningServer, at ne
 			return err
 		}
 		if err := wantDestination(conn, at.Addr().Is6()); err != nil {
-			conn.Close()
+			_ = conn.Close()
 			return err
 		}
 		s.sockets = append(s.sockets, conn)

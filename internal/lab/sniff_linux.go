@@ -11,8 +11,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/postern-dev/postern/internal/packet/packettest"
 	"golang.org/x/sys/unix"
+
+	"github.com/postern-dev/postern/internal/packet/packettest"
 )
 
 // Direction is which frames of an interface a Sniffer counts and keeps.
@@ -136,13 +137,13 @@ func (s *Sniffer) open() error {
 			{unix.SOL_PACKET, unix.PACKET_AUXDATA, 1},
 		} {
 			if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
-				s.file.Close()
+				_ = s.file.Close()
 				return fmt.Errorf("socket option %d: %w", o.name, err)
 			}
 		}
 		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: index})
 		if err != nil {
-			s.file.Close()
+			_ = s.file.Close()
 		}
 		return err
 	})

@@ -124,7 +124,7 @@ type ServiceSpec struct {
 }
 
 // Key returns "namespace/name".
-func (s *ServiceSpec) Key() string { return s.Namespace + "/" + s.Name }
+func (v *ServiceSpec) Key() string { return v.Namespace + "/" + v.Name }
 
 // ServicePort is a port of a Service.
 type ServicePort struct {

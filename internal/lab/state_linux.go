@@ -52,7 +52,7 @@ func writeJSON(path string, v any) error {
 
 func writeFile(path string, b []byte) error {
 	tmp := path + ".tmp"
-	if err := os.WriteFile(tmp, b, 0o644); err != nil {
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
 		return err
 	}
 	return os.Rename(tmp, path)
@@ -245,7 +245,7 @@ func ReapStale(ctx context.Context) error {
 			continue // somebody's
 		}
 		err = errors.Join(sweep(ctx, dir), removeDir(dir))
-		lock.Close()
+		_ = lock.Close()
 		if err != nil {
 			return fmt.Errorf("stale lab %s: %w", name, err)
 		}
@@ -258,7 +258,7 @@ func ReapStale(ctx context.Context) error {
 func lockDir(dir string) (*os.File, error) {
 	path := filepath.Join(dir, "lock")
 	for {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+		if err := os.MkdirAll(dir, 0o750); err != nil {
 			return nil, err
 		}
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
@@ -269,7 +269,7 @@ func lockDir(dir string) (*os.File, error) {
 			return nil, err
 		}
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			f.Close()
+			_ = f.Close()
 			if errors.Is(err, unix.EWOULDBLOCK) {
 				return nil, ErrInUse
 			}
@@ -280,7 +280,7 @@ func lockDir(dir string) (*os.File, error) {
 		if unix.Fstat(int(f.Fd()), &have) == nil && unix.Stat(path, &want) == nil && have.Ino == want.Ino {
 			return f, nil
 		}
-		f.Close()
+		_ = f.Close()
 	}
 }
 
@@ -296,7 +296,7 @@ func sweep(ctx context.Context, dir string) error {
 		var st unix.Stat_t
 		var fs unix.Statfs_t
 		if unix.Stat(m, &st) == nil && unix.Statfs(m, &fs) == nil && fs.Type == unix.NSFS_MAGIC {
-			inside[nsID{uint64(st.Dev), st.Ino}] = true
+			inside[nsID{st.Dev, st.Ino}] = true
 		}
 	}
 	if len(inside) > 0 {

@@ -43,24 +43,24 @@ func try() error {
 	if err != nil {
 		return fmt.Errorf("packet socket: %w", err)
 	}
-	unix.Close(fd)
+	_ = unix.Close(fd)
 	return nil
 }
 
 // CheckLeaks fails the test at its end if goroutines, file descriptors
 // or threads in a foreign network namespace are left that were not there now.
 // It waits up to two seconds for them to go. Not for parallel tests.
-func CheckLeaks(t testing.TB) {
-	t.Helper()
+func CheckLeaks(tb testing.TB) {
+	tb.Helper()
 	before, err := take()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		var after snapshot
 		for range 200 {
 			if after, err = take(); err != nil {
-				t.Error(err)
+				tb.Error(err)
 				return
 			}
 			if after.within(before) {
@@ -70,7 +70,7 @@ func CheckLeaks(t testing.TB) {
 		}
 		buf := make([]byte, 1<<20)
 		buf = buf[:runtime.Stack(buf, true)]
-		t.Errorf("left behind:\nbefore %+v\nafter  %+v\n%s", before, after, buf)
+		tb.Errorf("left behind:\nbefore %+v\nafter  %+v\n%s", before, after, buf)
 	})
 }
 

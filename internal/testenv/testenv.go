@@ -11,18 +11,18 @@ const RequireEnv = "POSTERN_REQUIRE_PRIVILEGED"
 // RequireRoot skips the test, with the reason, unless this process can make
 // network namespaces, mount and use packet sockets. It fails instead if
 // POSTERN_REQUIRE_PRIVILEGED is 1.
-func RequireRoot(t testing.TB) {
-	t.Helper()
+func RequireRoot(tb testing.TB) {
+	tb.Helper()
 	if err := probe(); err != nil {
-		Skip(t, "needs root on Linux: "+err.Error())
+		Skip(tb, "needs root on Linux: "+err.Error())
 	}
 }
 
 // Skip skips the test with reason, or fails it if POSTERN_REQUIRE_PRIVILEGED is 1.
-func Skip(t testing.TB, reason string) {
-	t.Helper()
+func Skip(tb testing.TB, reason string) {
+	tb.Helper()
 	if os.Getenv(RequireEnv) == "1" {
-		t.Fatalf("%s (%s=1: not skipped)", reason, RequireEnv)
+		tb.Fatalf("%s (%s=1: not skipped)", reason, RequireEnv)
 	}
-	t.Skip(reason)
+	tb.Skip(reason)
 }

@@ -200,10 +200,12 @@ func TestCut(t *testing.T) {
 }
 
 func TestTokens(t *testing.T) {
-	if NewToken("a") == NewToken("a") {
+	one, other := NewToken("a"), NewToken("a")
+	if one == other {
 		t.Error("two tokens of one name are equal")
 	}
-	if FixedToken("a") != FixedToken("a") || FixedToken("a") == FixedToken("b") {
+	one, other = FixedToken("a"), FixedToken("a")
+	if one != other || one == FixedToken("b") {
 		t.Error("fixed tokens")
 	}
 	tok := NewToken("x")

@@ -26,7 +26,7 @@ type IPv4 struct {
 }
 
 func (h IPv4) marshal(_ pseudo, rest []Layer) []byte {
-	opts := pad(h.Options, 4, 0)
+	opts := pad(h.Options, 4)
 	hlen := 20 + len(opts)
 	inner := marshalAll(pseudo{h.Src, h.Dst}, rest)
 	b := make([]byte, hlen, hlen+len(inner))
@@ -197,7 +197,7 @@ func (h Routing) marshal(p pseudo, rest []Layer) []byte {
 	for _, a := range h.Addrs {
 		b = append(b, addr16(a)...)
 	}
-	b = pad(b, 8, 0)
+	b = pad(b, 8)
 	b[1] = or(h.Len, uint8(len(b)/8-1))
 	return append(b, marshalAll(p, rest)...)
 }
@@ -244,7 +244,7 @@ func (h AH) marshal(p pseudo, rest []Layer) []byte {
 	b := []byte{nextProto(h.Next, rest, 59), 0, 0, 0}
 	b = binary.BigEndian.AppendUint32(b, h.SPI)
 	b = binary.BigEndian.AppendUint32(b, h.Seq)
-	b = append(b, pad(icv, 4, 0)...)
+	b = append(b, pad(icv, 4)...)
 	b[1] = or(h.Len, uint8(len(b)/4-2))
 	return append(b, marshalAll(p, rest)...)
 }
@@ -269,11 +269,11 @@ func (NoNext) marshal(p pseudo, rest []Layer) []byte { return marshalAll(p, rest
 func (NoNext) etherType() uint16                     { return 0 }
 func (NoNext) proto() int                            { return 59 }
 
-// pad returns a copy of b extended with fill to a multiple of n.
-func pad(b []byte, n int, fill byte) []byte {
+// pad returns a copy of b extended with zeros to a multiple of n.
+func pad(b []byte, n int) []byte {
 	out := append(make([]byte, 0, len(b)+n), b...)
 	for len(out)%n != 0 {
-		out = append(out, fill)
+		out = append(out, 0)
 	}
 	return out
 }

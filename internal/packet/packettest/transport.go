@@ -41,7 +41,7 @@ type TCP struct {
 }
 
 func (h TCP) marshal(p pseudo, rest []Layer) []byte {
-	opts := pad(h.Options, 4, 0)
+	opts := pad(h.Options, 4)
 	b := make([]byte, 20+len(opts))
 	binary.BigEndian.PutUint16(b, h.SrcPort)
 	binary.BigEndian.PutUint16(b[2:], h.DstPort)
