@@ -2,11 +2,13 @@ package lab
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -25,7 +27,7 @@ func (n *Namespace) Echo(ctx context.Context, network string, to netip.AddrPort,
 	if err != nil {
 		return Echo{}, err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	return Exchange(ctx, c, data)
 }
 
@@ -49,6 +51,35 @@ func Exchange(ctx context.Context, c net.Conn, data []byte) (Echo, error) {
 			return e, nil
 		}
 	}
+}
+
+// Get sends one HTTP request from inside the namespace, over "http" or "https",
+// with host as the Host header and TLS server name, and reads the answer of one
+// of the lab's servers. The server's certificate is not verified.
+func (n *Namespace) Get(ctx context.Context, scheme string, to netip.AddrPort, host string) (Echo, error) {
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return n.Dial(ctx, network, to.String())
+		},
+		TLSClientConfig: &tls.Config{
+			MinVersion: tls.VersionTLS12, ServerName: host,
+			InsecureSkipVerify: true, //nolint:gosec // the lab's servers sign their own
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+host+"/", nil)
+	if err != nil {
+		return Echo{}, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return Echo{}, err
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err := errors.Join(err, resp.Body.Close()); err != nil {
+		return Echo{}, err
+	}
+	return ParseEcho(b)
 }
 
 // closeDeadline makes reads and writes of c fail once ctx is done, until stop is called.
@@ -78,7 +109,7 @@ func (n *Namespace) Ping(ctx context.Context, to netip.Addr, data []byte) error 
 	if err != nil {
 		return err
 	}
-	defer pc.Close()
+	defer func() { _ = pc.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = pc.Close() })
 	defer stop()
 	msg := icmp.Message{Type: kind, Body: &icmp.Echo{Seq: 1, Data: data}}
@@ -121,7 +152,7 @@ func (n *Namespace) Resolve(ctx context.Context, network string, server netip.Ad
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	defer closeDeadline(ctx, c)()
 	query := dnsmessage.Message{
 		// The local port is as good as random and needs no other source.

@@ -81,7 +81,7 @@ func killPID(pid int, sig unix.Signal, still func() bool) error {
 	if err != nil {
 		return fmt.Errorf("process %d: %w", pid, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	if !still() {
 		return nil
 	}

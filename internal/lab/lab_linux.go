@@ -22,6 +22,7 @@ type Lab struct {
 	spec    Spec // as Up got it, filled in; Pods and Services are what Up started with
 	dir     string
 	lock    *os.File // nil if another process owns the lab
+	down    bool
 	outside *Namespace
 	nodes   []*Node
 
@@ -88,7 +89,7 @@ func Up(ctx context.Context, spec Spec) (*Lab, error) {
 		return nil, err
 	}
 	dir := filepath.Join(Root, spec.Name)
-	lock, err := lockDir(dir)
+	lock, err := waitForDir(ctx, dir)
 	if err != nil {
 		return nil, fmt.Errorf("lab %s: %w", spec.Name, err)
 	}
@@ -485,13 +486,18 @@ func (l *Lab) release() error {
 // namespaces, its mounts and its directory. Only the owner can; others use
 // Cleanup. Links and rules go with the namespaces, which the kernel takes apart
 // in its own time, moments later.
+//
+// Down of a lab that is down is nothing.
 func (l *Lab) Down() error {
+	if l.down {
+		return nil
+	}
 	if l.lock == nil {
 		return fmt.Errorf("lab %s: down by a process that does not own it: %w", l.spec.Name, ErrInUse)
 	}
 	err := l.release()
 	err = errors.Join(err, sweep(context.Background(), l.dir), removeDir(l.dir), l.lock.Close())
-	l.lock = nil
+	l.lock, l.down = nil, true
 	return err
 }
 

@@ -123,6 +123,13 @@ func testConnectivity(t *testing.T, l *Lab) {
 				t.Errorf("ping %s %s: %v", name, to, err)
 			}
 		}
+		for _, scheme := range []string{"http", "https"} {
+			port := map[string]uint16{"http": 80, "https": 443}[scheme]
+			e, err := from.Get(soon(t), scheme, netip.AddrPortFrom(web, port), "web.example.com")
+			if err != nil || e.Place != "web" || e.Client.Addr() != node.IPs[v] {
+				t.Errorf("%s %s: %+v, %v", scheme, web, e, err)
+			}
+		}
 		// The internet and the node reach pods and services too.
 		if _, err := l.Outside().Echo(soon(t), "udp", netip.AddrPortFrom(node.IPs[v], 30007), []byte("x")); err != nil {
 			t.Errorf("outside to node port: %v", err)

@@ -25,6 +25,7 @@ import (
 const childEnv = "POSTERN_LAB_TEST_CHILD"
 
 func TestMain(m *testing.M) {
+	lockPatience = 100 * time.Millisecond
 	role, name, ok := strings.Cut(os.Getenv(childEnv), ":")
 	if !ok {
 		os.Exit(m.Run())
@@ -212,6 +213,29 @@ func TestCleanupAfterKill(t *testing.T) {
 	}
 }
 
+// TestKillAtAnyMoment kills a process while it builds a lab.
+func TestKillAtAnyMoment(t *testing.T) {
+	testenv.RequireRoot(t)
+	for i := range 12 {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), childEnv+"=hold:lt-torn")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(i*i) * time.Millisecond)
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		ids := namespacesOf(t, "lt-torn")
+		if err := Cleanup(t.Context(), "lt-torn"); err != nil {
+			t.Fatal(err)
+		}
+		requireNothingLeft(t, "lt-torn")
+		requireNoProcess(t, ids)
+	}
+}
+
 func TestDetach(t *testing.T) {
 	testenv.RequireRoot(t)
 	testenv.CheckLeaks(t)
@@ -234,7 +258,7 @@ func TestDetach(t *testing.T) {
 	if l, err = Open("lt-detach"); err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	from := pod(t, l, "shop/frontend")
 	if _, err := from.Echo(soon(t), "udp", netip.AddrPortFrom(WebV6, EchoPort), []byte("x")); err != nil {
 		t.Error(err)

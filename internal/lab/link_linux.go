@@ -97,13 +97,13 @@ func setBridgeNetfilter(on bool) error {
 	return nil
 }
 
-// handle opens a netlink socket inside the namespace for the caller to close.
-func (n *Namespace) handle() (*netlink.Handle, error) {
+// Netlink opens a netlink socket inside the namespace for the caller to close.
+func (n *Namespace) Netlink() (*netlink.Handle, error) {
 	fd, err := n.dup()
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	h, err := netlink.NewHandleAt(netns.NsHandle(fd), unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("netlink in %s: %w", n.Name, err)
@@ -114,7 +114,7 @@ func (n *Namespace) handle() (*netlink.Handle, error) {
 // Addrs returns the addresses of an interface of the namespace, link-local ones
 // without their zone.
 func (n *Namespace) Addrs(ifname string) ([]netip.Addr, error) {
-	h, err := n.handle()
+	h, err := n.Netlink()
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +138,7 @@ func (n *Namespace) Addrs(ifname string) ([]netip.Addr, error) {
 
 // MAC returns the Ethernet address of an interface of the namespace.
 func (n *Namespace) MAC(ifname string) (net.HardwareAddr, error) {
-	h, err := n.handle()
+	h, err := n.Netlink()
 	if err != nil {
 		return nil, err
 	}
@@ -228,7 +228,7 @@ func (l *Lab) makeOutside() error {
 	if err := ns.Do(func() error { return setBridgeNetfilter(false) }); err != nil {
 		return err
 	}
-	h, err := ns.handle()
+	h, err := ns.Netlink()
 	if err != nil {
 		return err
 	}
@@ -274,7 +274,7 @@ func (l *Lab) makeNode(n *Node) error {
 	if err := n.Do(func() error { return setBridgeNetfilter(l.spec.CNI == Bridge) }); err != nil {
 		return err
 	}
-	h, err := l.outside.handle()
+	h, err := l.outside.Netlink()
 	if err != nil {
 		return err
 	}
@@ -297,7 +297,7 @@ func (l *Lab) makeNode(n *Node) error {
 	if err := h.LinkSetUp(link); err != nil {
 		return fmt.Errorf("%s: up: %w", port, err)
 	}
-	if n.nl, err = n.handle(); err != nil {
+	if n.nl, err = n.Netlink(); err != nil {
 		return err
 	}
 	eth, err := n.nl.LinkByName(wireInterface)
@@ -412,7 +412,7 @@ func (l *Lab) makeVeth(h *netlink.Handle, place, near string, peer *Namespace, f
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	veth := &netlink.Veth{
 		LinkAttrs:        netlink.LinkAttrs{Name: near, HardwareAddr: l.mac(place, near), MTU: l.spec.MTU, TxQLen: -1},
 		PeerName:         far,
@@ -435,7 +435,7 @@ func (l *Lab) connectPod(p *Pod) error {
 		return err
 	}
 	gws := gateways(n.Spec.PodCIDRs)
-	h, err := p.handle()
+	h, err := p.Netlink()
 	if err != nil {
 		return err
 	}

@@ -66,7 +66,7 @@ func (l *Lab) Load(ctx context.Context, spec LoadSpec) (LoadResult, error) {
 	if err != nil {
 		return LoadResult{}, fmt.Errorf("load server at %s: %w", spec.Listen, err)
 	}
-	defer unix.Close(ln)
+	defer func() { _ = unix.Close(ln) }()
 	if !spec.Target.IsValid() {
 		r.spec.Target = netip.AddrPortFrom(spec.Listen.Addr(), bound)
 	}
@@ -231,7 +231,7 @@ func (r *load) client() error {
 		if fd, err = r.connect(); err != nil {
 			return err
 		}
-		defer unix.Close(fd)
+		defer func() { _ = unix.Close(fd) }()
 	}
 	for {
 		begin := monotonic()
@@ -311,7 +311,7 @@ func (r *load) operate(fd int, buf []byte) error {
 		if fd, err = r.connect(); err != nil {
 			return err
 		}
-		defer unix.Close(fd)
+		defer func() { _ = unix.Close(fd) }()
 	}
 	if err := writeAll(fd, buf); err != nil || r.spec.Kind == TCPBulk {
 		return err

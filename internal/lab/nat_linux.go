@@ -216,15 +216,11 @@ func (l *Lab) applyServices() error {
 }
 
 func (l *Lab) applyNAT(n *Node, fronts []frontend) error {
-	fd, err := n.dup()
+	c, err := n.Nftables()
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
-	c, err := nftables.New(nftables.WithNetNSFd(fd))
-	if err != nil {
-		return err
-	}
+	defer func() { _ = c.CloseLasting() }()
 	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: natTable}
 	c.AddTable(t) // so that there is one to delete
 	c.DelTable(t)
@@ -237,6 +233,18 @@ func (l *Lab) applyNAT(n *Node, fronts []frontend) error {
 		return b.err
 	}
 	return c.Flush()
+}
+
+// Nftables opens an nftables connection inside the namespace; the caller closes
+// it with CloseLasting.
+func (n *Namespace) Nftables() (*nftables.Conn, error) {
+	fd, err := n.dup()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	// A connection that lasts: the descriptor is only good until we return.
+	return nftables.New(nftables.WithNetNSFd(fd), nftables.AsLasting())
 }
 
 // natBuilder writes one table; after the first error it writes nothing that counts.

@@ -123,7 +123,7 @@ func (n *Namespace) Do(f func() error) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	return onThread(func() error {
 		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter %s: %w", n.Name, err)
@@ -238,7 +238,7 @@ func ifindex(name string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	req, err := unix.NewIfreq(name)
 	if err != nil {
 		return 0, err
@@ -285,7 +285,7 @@ func (n *Namespace) inode() (nsID, error) {
 	if err != nil {
 		return nsID{}, err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nsID{}, err

@@ -312,6 +312,22 @@ func TestManifests(t *testing.T) {
 	}
 }
 
+func TestParseSpec(t *testing.T) {
+	s, err := ParseSpec([]byte("name: x\ncni: bridge\npods:\n- {namespace: a, name: b, ips: [10.244.1.9]}\n"))
+	if err != nil || s.CNI != Bridge || s.Pods[0].IPs[0].String() != "10.244.1.9" {
+		t.Errorf("%+v, %v", s, err)
+	}
+	for _, bad := range []string{
+		"name: x\ncolour: red\n", "name: X\n", "name: x\ncni: magic\n", "name: x\nnodes: [{name: a-very-long-name}]\n",
+		"name: x\npods: [{namespace: a, name: b, node: none}]\n", "name: x\npods: [{namespace: a, name: b}, {namespace: a, name: b}]\n",
+		"name: x\nservices: [{namespace: a, name: b, ports: [{protocol: SCTP, port: 1}]}]\n",
+	} {
+		if _, err := ParseSpec([]byte(bad)); err == nil {
+			t.Errorf("no error for %q", bad)
+		}
+	}
+}
+
 func documents(t *testing.T, dir string) [][]byte {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, manifestPrefix+"*.yaml"))

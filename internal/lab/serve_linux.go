@@ -36,13 +36,13 @@ func (l *Lab) Detach(ctx context.Context, command string, args ...string) error 
 	if err != nil {
 		return err
 	}
-	defer ready.Close()
-	defer theirs.Close()
+	defer func() { _ = ready.Close() }()
+	defer func() { _ = theirs.Close() }()
 	logFile, err := os.Create(filepath.Join(l.dir, "serve.log"))
 	if err != nil {
 		return err
 	}
-	defer logFile.Close()
+	defer func() { _ = logFile.Close() }()
 	cmd := exec.Command(command, args...)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.ExtraFiles = []*os.File{l.lock, theirs}
@@ -74,13 +74,13 @@ func Serve(ctx context.Context, name string) error {
 	// Children must not hold the lab.
 	unix.CloseOnExec(serveLockFD)
 	unix.CloseOnExec(serveReadyFD)
-	defer lock.Close()
-	defer ready.Close()
+	defer func() { _ = lock.Close() }()
+	defer func() { _ = ready.Close() }()
 	l, err := Open(name)
 	if err != nil {
 		return err
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	if err := l.startServers(ctx); err != nil {
 		return err
 	}

@@ -48,6 +48,8 @@ type SniffOptions struct {
 	// Keep is how many bytes of frames to keep for Frames, the newest; 0 means
 	// 16 MiB, negative means none. Tokens are counted in all frames.
 	Keep int
+	// Buffer is how many bytes of kernel memory the sniffer may fall behind by; 0 means 64 MiB.
+	Buffer int
 	// ProbeFrom and ProbeInterface are the other end of the wire, from which
 	// Verify sends its control frame, past tc and queues. The zero value means
 	// the interface itself, which is sent through like for any frame.
@@ -81,9 +83,9 @@ type Sniffer struct {
 
 // Source of the values: linux/if_packet.h.
 const (
-	sniffBuffer  = 64 << 20  // bytes of kernel memory a sniffer may fall behind by
-	maxFrameSize = 512 << 10 // beyond the largest GSO frame (gso_max_size)
-	defaultKeep  = 16 << 20
+	defaultBuffer = 64 << 20
+	maxFrameSize  = 512 << 10 // beyond the largest GSO frame (gso_max_size)
+	defaultKeep   = 16 << 20
 )
 
 // Sniff starts a sniffer on an interface of the namespace. Closing it, or Down, stops it.
@@ -95,6 +97,9 @@ func (l *Lab) Sniff(ctx context.Context, ns *Namespace, opts SniffOptions) (*Sni
 	if opts.ProbeFrom == nil {
 		// Bypass hides a frame from the sniffers of the interface that it leaves through.
 		opts.ProbeFrom, opts.ProbeInterface, mode = ns, opts.Interface, Raw
+	}
+	if opts.Buffer == 0 {
+		opts.Buffer = defaultBuffer
 	}
 	if opts.Label == "" {
 		opts.Label = ns.Name + ":" + opts.Interface
@@ -132,7 +137,7 @@ func (s *Sniffer) open() error {
 		}
 		s.file = os.NewFile(uintptr(fd), "packet:"+s.opts.Label)
 		for _, o := range []struct{ level, name, value int }{
-			{unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, sniffBuffer},
+			{unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, s.opts.Buffer},
 			{unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1},
 			{unix.SOL_PACKET, unix.PACKET_AUXDATA, 1},
 		} {

@@ -186,7 +186,7 @@ func TestBlindSnifferSaysSo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := p.handle()
+	h, err := p.Netlink()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,6 +200,60 @@ func TestBlindSnifferSaysSo(t *testing.T) {
 	}
 	if err := s.Verify(soon(t)); err == nil {
 		t.Error("the sniffer of an interface that is down says that it sees")
+	}
+}
+
+// TestOverrunSnifferSaysSo floods a sniffer that has no room.
+func TestOverrunSnifferSaysSo(t *testing.T) {
+	l := up(t, world("lt-overrun", PTP, 1))
+	from, to := pod(t, l, "shop/frontend"), pod(t, l, "payments/api")
+	s, err := l.Sniff(soon(t), to.Namespace, SniffOptions{
+		Interface: podInterface, Buffer: 1, ProbeFrom: to.Node.Namespace, ProbeInterface: to.HostInterface,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sender, err := from.OpenSender(podInterface, Raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	frame := packettest.Simple(from.MAC(), from.GatewayMAC(), 17,
+		netip.AddrPortFrom(from.IPs[0], 4000), netip.AddrPortFrom(to.IPs[0], 9), make([]byte, 1000))
+	for range 2000 {
+		if err := sender.Send(frame); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := sender.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Verify(soon(t)); err == nil || !strings.Contains(err.Error(), "blind") {
+		drops, _ := s.Drops()
+		t.Errorf("Verify after %d drops: %v", drops, err)
+	}
+}
+
+func TestDropInvalid(t *testing.T) {
+	for _, drop := range []bool{false, true} {
+		spec := DefaultSpec("lt-invalid")
+		spec.DropInvalid = drop
+		l := up(t, spec)
+		from := pod(t, l, "shop/frontend")
+		tp := tap(t, l, from)
+		tok := packettest.NewToken("invalid")
+		frame := packettest.Build(from.Eth(), packettest.IPv4{Src: from.IPs[0], Dst: WebV4},
+			packettest.TCP{SrcPort: 1, DstPort: 2, Flags: packettest.SYN | packettest.FIN}, tok)
+		if err := from.Send(Raw, frame); err != nil {
+			t.Fatal(err)
+		}
+		if drop {
+			requireSeen(t, tp, tok)
+		} else {
+			requireSeen(t, tp, tok, "outside:w-node1")
+		}
+		if err := l.Down(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+
+	"sigs.k8s.io/yaml"
 )
 
 // Errors that callers branch on.
@@ -265,6 +267,16 @@ func DefaultSpec(name string) Spec {
 		Hosts:   DefaultHosts(),
 		Records: map[string][]string{"www.example.com": {"web.example.com"}},
 	}
+}
+
+// ParseSpec reads a Spec from YAML or JSON; fields that it does not know are errors.
+func ParseSpec(b []byte) (Spec, error) {
+	var s Spec
+	if err := yaml.UnmarshalStrict(b, &s); err != nil {
+		return s, fmt.Errorf("lab spec: %w", err)
+	}
+	check := s
+	return s, check.normalise()
 }
 
 var (

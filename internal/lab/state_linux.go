@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -104,7 +105,7 @@ func (l *Lab) attach() error {
 			return err
 		}
 		var err error
-		if n.nl, err = n.handle(); err != nil {
+		if n.nl, err = n.Netlink(); err != nil {
 			return err
 		}
 	}
@@ -216,11 +217,11 @@ func Cleanup(ctx context.Context, name string) error {
 	if err := stopServer(ctx, dir); err != nil {
 		return fmt.Errorf("lab %s: %w", name, err)
 	}
-	lock, err := lockDir(dir)
+	lock, err := waitForDir(ctx, dir)
 	if err != nil {
 		return fmt.Errorf("lab %s: %w", name, err)
 	}
-	defer lock.Close()
+	defer func() { _ = lock.Close() }()
 	if err := errors.Join(sweep(ctx, dir), removeDir(dir)); err != nil {
 		return fmt.Errorf("lab %s: %w", name, err)
 	}
@@ -251,6 +252,26 @@ func ReapStale(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// lockPatience is how long Up and Cleanup wait for a lock: another process may
+// hold it just to remove a stale lab.
+var lockPatience = time.Second
+
+// waitForDir is lockDir with patience.
+func waitForDir(ctx context.Context, dir string) (*os.File, error) {
+	const step = 20 * time.Millisecond
+	for waited := time.Duration(0); ; waited += step {
+		lock, err := lockDir(dir)
+		if !errors.Is(err, ErrInUse) || waited >= lockPatience {
+			return lock, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(err, ctx.Err())
+		case <-time.After(step):
+		}
+	}
 }
 
 // lockDir makes dir if need be and locks it for this process. The kernel gives
