@@ -52,7 +52,10 @@ type Agent struct {
 	snapshot *policy.Snapshot
 	findings []kube.Finding
 	bindings map[policy.PodKey]manifests.Binding
-	synced   bool // the manifests have been read
+	// manifestNodes are the Node objects as written; nodeAddrs this node's addresses as last seen.
+	manifestNodes []policy.Node
+	nodeAddrs     []netip.Addr
+	synced        bool // the manifests have been read
 
 	endpoints map[policy.PodKey]*podEndpoint
 	rulesets  map[policy.PodKey][2]string
@@ -199,6 +202,8 @@ func (a *Agent) problem(about, severity, object, message string) {
 func (a *Agent) update(s *manifests.Store) {
 	changes := s.Flush()
 	a.snapshot = s.Snapshot()
+	a.manifestNodes = a.snapshot.Nodes
+	a.ownNode(&changes)
 	a.findings = s.Findings()
 	a.bindings = map[policy.PodKey]manifests.Binding{}
 	for _, b := range s.Bindings() {
@@ -208,6 +213,32 @@ func (a *Agent) update(s *manifests.Store) {
 	a.apply(changes)
 	a.synced = true
 	a.reconcile()
+}
+
+// ownNode gives this node's object all addresses of the node: probes come from
+// the address that is nearest to the pod, and a service behind any of them is
+// the node's. Without a Node object one is made up.
+func (a *Agent) ownNode(changes *policy.Changes) {
+	local, err := localAddrs()
+	a.note("addresses", "error", "node", err)
+	if err != nil {
+		return
+	}
+	a.nodeAddrs = local
+	nodes := slices.Clone(a.manifestNodes)
+	i := slices.IndexFunc(nodes, func(n policy.Node) bool { return n.Name == a.cfg.Node })
+	if i < 0 {
+		nodes = append(nodes, policy.Node{Name: a.cfg.Node})
+		i = len(nodes) - 1
+	}
+	for _, ip := range local {
+		if !slices.Contains(nodes[i].IPs, ip) {
+			nodes[i].IPs = append(slices.Clone(nodes[i].IPs), ip)
+		}
+	}
+	a.snapshot.Nodes = nodes
+	changes.NodesDeleted = slices.DeleteFunc(changes.NodesDeleted, func(n string) bool { return n == a.cfg.Node })
+	changes.Nodes = append(slices.DeleteFunc(slices.Clone(changes.Nodes), func(n policy.Node) bool { return n.Name == a.cfg.Node }), nodes[i])
 }
 
 // apply compiles changes and makes them real.
@@ -382,6 +413,7 @@ func (a *Agent) reconcilePod(key policy.PodKey, pod *policy.Pod, owned map[int]p
 
 // audit reads the kernel back and mends what somebody else broke.
 func (a *Agent) audit() {
+	a.addressesChanged()
 	if next := a.compiler.NextExpiry(); !next.IsZero() && !a.cfg.Now().Before(next) {
 		a.apply(policy.Changes{Time: a.cfg.Now()})
 	}
@@ -413,6 +445,19 @@ func (a *Agent) collect() {
 	a.problem("collect", "", "", "")
 }
 
+// addressesChanged applies a change of the node's own addresses.
+func (a *Agent) addressesChanged() {
+	local, err := localAddrs()
+	if err != nil || slices.Equal(local, a.nodeAddrs) {
+		a.note("addresses", "error", "node", err)
+		return
+	}
+	changes := policy.Changes{}
+	a.ownNode(&changes)
+	a.index()
+	a.apply(changes)
+}
+
 // watchLinks reconciles when interfaces come and go.
 func (a *Agent) watchLinks(ctx context.Context) error {
 	updates := make(chan netlink.LinkUpdate, 1024)
@@ -439,6 +484,7 @@ func (a *Agent) watchLinks(ctx context.Context) error {
 			}
 			a.do(ctx, func() {
 				if a.synced {
+					a.addressesChanged()
 					a.reconcile()
 				}
 			})

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/postern-dev/postern/internal/datapath"
 	"github.com/postern-dev/postern/internal/manifests"
+	"github.com/postern-dev/postern/internal/packet"
 )
 
 // errNotCovered is wrapped by errors that say why an interface can't be
@@ -112,4 +115,22 @@ func linksOf(nsid int) ([]netlink.Link, error) {
 		out = append(out, l)
 	}
 	return out, nil
+}
+
+// localAddrs returns the addresses of this network namespace but loopback and
+// link-local ones, sorted.
+func localAddrs() ([]netip.Addr, error) {
+	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("addresses: %w", err)
+	}
+	var out []netip.Addr
+	for _, a := range list {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		if ip = packet.Unmap(ip); ok && !ip.IsLoopback() && !ip.IsLinkLocalUnicast() {
+			out = append(out, ip)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out), nil
 }

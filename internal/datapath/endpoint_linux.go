@@ -358,6 +358,10 @@ func (d *Datapath) attach(ep *endpoint) error {
 // pinAs pins l at path, in place of what may be pinned there.
 func pinAs(l link.Link, path string) error {
 	fresh := path + "_new"
+	// The link remembers a path that may have been renamed or removed since.
+	if err := l.Unpin(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("pin link: %w", err)
+	}
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("pin link: %w", err)
 	}

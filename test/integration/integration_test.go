@@ -5,129 +5,21 @@ package integration
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/postern-dev/postern/internal/control"
 	"github.com/postern-dev/postern/internal/flow"
 	"github.com/postern-dev/postern/internal/lab"
-	"github.com/postern-dev/postern/internal/labagent"
 	"github.com/postern-dev/postern/internal/packet/packettest"
-	"github.com/postern-dev/postern/internal/testenv"
+	"github.com/postern-dev/postern/test/harness"
 )
 
-// binary builds posternd once for all tests.
-var binary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "posternd")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "posternd")
-	out, err := exec.Command("go", "build", "-o", path, "github.com/postern-dev/postern/cmd/posternd").CombinedOutput()
-	if err != nil {
-		return "", errors.New(string(out))
-	}
-	return path, nil
-})
-
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if path, err := binary(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(path))
-	}
-	os.Exit(code)
-}
-
-// world is a lab with an agent on its first node.
-type world struct {
-	t     *testing.T
-	lab   *lab.Lab
-	agent *labagent.Agent
-}
-
-func newWorld(t *testing.T, spec lab.Spec, args ...string) *world {
-	t.Helper()
-	testenv.RequireRoot(t)
-	bin, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	l, err := lab.Up(ctx, spec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Down(); err != nil {
-			t.Error(err)
-		}
-	})
-	a, err := labagent.Start(ctx, l, l.Nodes()[0], labagent.Options{Binary: bin, Args: args})
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &world{t, l, a}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("agent:\n%s", a.Log())
-		}
-		if err := a.Kill(); err != nil {
-			t.Error(err)
-		}
-	})
-	return w
-}
-
-func (w *world) write(name, content string) {
-	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), 10*time.Second)
-	defer cancel()
-	if err := w.agent.Write(ctx, name, content); err != nil {
-		w.t.Fatal(err)
-	}
-}
-
-func (w *world) pod(key string) *lab.Pod {
-	w.t.Helper()
-	p, err := w.lab.Pod(key)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return p
-}
-
-// reaches tries one exchange.
-func (w *world) reaches(from *lab.Pod, network string, to netip.AddrPort, wait time.Duration) bool {
-	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), wait)
-	defer cancel()
-	tok := packettest.NewToken(w.t.Name())
-	_, err := from.Echo(ctx, network, to, tok[:])
-	return err == nil
-}
-
-func (w *world) allowed(from *lab.Pod, network string, to netip.AddrPort) {
-	w.t.Helper()
-	if !w.reaches(from, network, to, 3*time.Second) {
-		w.t.Errorf("%s -> %s/%s: blocked, want allowed", from.Spec.Key(), to, network)
-	}
-}
-
-func (w *world) denied(from *lab.Pod, network string, to netip.AddrPort) {
-	w.t.Helper()
-	if w.reaches(from, network, to, 300*time.Millisecond) {
-		w.t.Errorf("%s -> %s/%s: allowed, want denied", from.Spec.Key(), to, network)
-	}
-}
+func TestMain(m *testing.M) { harness.Main(m) }
 
 const denyAll = `
 apiVersion: networking.k8s.io/v1
@@ -143,8 +35,8 @@ func TestPolicyOnPackets(t *testing.T) {
 		t.Run(string(cni), func(t *testing.T) {
 			spec := lab.DefaultSpec("it-policy")
 			spec.CNI = cni
-			w := newWorld(t, spec)
-			front, cart, api := w.pod("shop/frontend"), w.pod("shop/cart"), w.pod("payments/api")
+			w := harness.New(t, spec)
+			front, cart, api := w.Pod("shop/frontend"), w.Pod("shop/cart"), w.Pod("payments/api")
 			targets := func(f func(network string, i int, a netip.Addr)) {
 				for i, web := range []netip.Addr{lab.WebV4, lab.WebV6} {
 					for _, network := range []string{"tcp", "udp"} {
@@ -153,18 +45,18 @@ func TestPolicyOnPackets(t *testing.T) {
 				}
 			}
 			targets(func(network string, i int, web netip.Addr) {
-				w.allowed(front, network, netip.AddrPortFrom(web, lab.EchoPort))
-				w.allowed(front, network, netip.AddrPortFrom(api.IPs[i], lab.EchoPort))
-				w.allowed(api, network, netip.AddrPortFrom(cart.IPs[i], lab.EchoPort))
+				w.Allowed(front, network, netip.AddrPortFrom(web, lab.EchoPort))
+				w.Allowed(front, network, netip.AddrPortFrom(api.IPs[i], lab.EchoPort))
+				w.Allowed(api, network, netip.AddrPortFrom(cart.IPs[i], lab.EchoPort))
 			})
-			w.write("deny.yaml", denyAll)
+			w.Write("deny.yaml", denyAll)
 			targets(func(network string, i int, web netip.Addr) {
-				w.denied(front, network, netip.AddrPortFrom(web, lab.EchoPort))
-				w.denied(front, network, netip.AddrPortFrom(api.IPs[i], lab.EchoPort))
-				w.denied(api, network, netip.AddrPortFrom(cart.IPs[i], lab.EchoPort))
-				w.allowed(front, network, netip.AddrPortFrom(front.IPs[i], lab.EchoPort))
+				w.Denied(front, network, netip.AddrPortFrom(web, lab.EchoPort))
+				w.Denied(front, network, netip.AddrPortFrom(api.IPs[i], lab.EchoPort))
+				w.Denied(api, network, netip.AddrPortFrom(cart.IPs[i], lab.EchoPort))
+				w.Allowed(front, network, netip.AddrPortFrom(front.IPs[i], lab.EchoPort))
 			})
-			w.write("allow.yaml", `
+			w.Write("allow.yaml", `
 apiVersion: postern.dev/v1alpha1
 kind: EgressPolicy
 metadata: {name: frontend, namespace: shop}
@@ -184,12 +76,12 @@ spec:
 			targets(func(network string, i int, web netip.Addr) {
 				to := netip.AddrPortFrom(web, lab.EchoPort)
 				if network == "tcp" {
-					w.allowed(front, network, to)
+					w.Allowed(front, network, to)
 				} else {
-					w.denied(front, network, to)
+					w.Denied(front, network, to)
 				}
-				w.denied(front, network, netip.AddrPortFrom(api.IPs[i], lab.EchoPort))
-				w.allowed(api, network, netip.AddrPortFrom(cart.IPs[i], lab.EchoPort))
+				w.Denied(front, network, netip.AddrPortFrom(api.IPs[i], lab.EchoPort))
+				w.Allowed(api, network, netip.AddrPortFrom(cart.IPs[i], lab.EchoPort))
 			})
 		})
 	}
@@ -199,8 +91,8 @@ spec:
 // connection goes on, a denied one stays denied, and the next agent takes over
 // without cutting it; then a tightened policy does cut it.
 func TestAgentAway(t *testing.T) {
-	w := newWorld(t, lab.DefaultSpec("it-away"))
-	front := w.pod("shop/frontend")
+	w := harness.New(t, lab.DefaultSpec("it-away"))
+	front := w.Pod("shop/frontend")
 	allow := denyAll + `
 ---
 apiVersion: postern.dev/v1alpha1
@@ -210,7 +102,7 @@ spec:
   podSelector: {matchLabels: {app: frontend}}
   egress: [{to: [{networks: [203.0.113.80/32]}]}]
 `
-	w.write("policy.yaml", allow)
+	w.Write("policy.yaml", allow)
 	web, evil := netip.AddrPortFrom(lab.WebV4, lab.EchoPort), netip.AddrPortFrom(lab.EvilV4, lab.EchoPort)
 	conn, err := front.Dial(t.Context(), "tcp", web.String())
 	if err != nil {
@@ -225,23 +117,23 @@ spec:
 		}
 	}
 	alive("at first", true)
-	if err := w.agent.Kill(); err != nil {
+	if err := w.Agent.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	alive("agent killed", true)
-	w.allowed(front, "tcp", web)
-	w.denied(front, "tcp", evil)
-	if err := w.agent.Start(); err != nil {
+	w.Allowed(front, "tcp", web)
+	w.Denied(front, "tcp", evil)
+	if err := w.Agent.Start(); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	if err := w.agent.WaitReady(ctx); err != nil {
+	if err := w.Agent.WaitReady(ctx); err != nil {
 		t.Fatal(err)
 	}
 	alive("agent back", true)
-	w.denied(front, "tcp", evil)
-	w.write("policy.yaml", denyAll)
+	w.Denied(front, "tcp", evil)
+	w.Write("policy.yaml", denyAll)
 	alive("policy tightened", false)
 }
 
@@ -259,11 +151,11 @@ func exchange(c net.Conn) error {
 
 // TestRecords checks that a drop is attributed to its rule, with names.
 func TestRecords(t *testing.T) {
-	w := newWorld(t, lab.DefaultSpec("it-records"))
-	w.write("deny.yaml", denyAll)
-	w.denied(w.pod("shop/frontend"), "tcp", netip.AddrPortFrom(w.pod("payments/api").IPs[0], lab.EchoPort))
+	w := harness.New(t, lab.DefaultSpec("it-records"))
+	w.Write("deny.yaml", denyAll)
+	w.Denied(w.Pod("shop/frontend"), "tcp", netip.AddrPortFrom(w.Pod("payments/api").IPs[0], lab.EchoPort))
 	var got []flow.Record
-	err := w.agent.Client.Flows(t.Context(), control.Filter{Pod: "shop/frontend", Verdict: "dropped", To: "payments/api"}, func(r flow.Record) error {
+	err := w.Agent.Client.Flows(t.Context(), control.Filter{Pod: "shop/frontend", Verdict: "dropped", To: "payments/api"}, func(r flow.Record) error {
 		got = append(got, r)
 		return nil
 	})
@@ -277,7 +169,7 @@ func TestRecords(t *testing.T) {
 	if r.Rule.Kind != "NetworkPolicy" || r.Rule.Policy != "deny-all" || r.Remote.Name != "api" || r.Remote.Kind != "pod" || r.Dir != "egress" {
 		t.Errorf("record %+v", r)
 	}
-	eps, err := w.agent.Client.Endpoints(t.Context())
+	eps, err := w.Agent.Client.Endpoints(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -290,19 +182,19 @@ func TestRecords(t *testing.T) {
 
 // TestUninstall expects nothing left and everything open.
 func TestUninstall(t *testing.T) {
-	w := newWorld(t, lab.DefaultSpec("it-uninstall"))
-	w.write("deny.yaml", denyAll)
+	w := harness.New(t, lab.DefaultSpec("it-uninstall"))
+	w.Write("deny.yaml", denyAll)
 	web := netip.AddrPortFrom(lab.WebV4, lab.EchoPort)
-	w.denied(w.pod("shop/frontend"), "tcp", web)
-	if err := w.agent.Stop(); err != nil {
+	w.Denied(w.Pod("shop/frontend"), "tcp", web)
+	if err := w.Agent.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	w.denied(w.pod("shop/frontend"), "tcp", web)
-	if err := w.agent.Uninstall(); err != nil {
+	w.Denied(w.Pod("shop/frontend"), "tcp", web)
+	if err := w.Agent.Uninstall(); err != nil {
 		t.Fatal(err)
 	}
-	w.allowed(w.pod("shop/frontend"), "tcp", web)
-	bpffs, err := w.lab.BPFFS(w.agent.Node.Name)
+	w.Allowed(w.Pod("shop/frontend"), "tcp", web)
+	bpffs, err := w.Lab.BPFFS(w.Agent.Node.Name)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -140,13 +140,13 @@ func (w *World) Freed() {
 
 // edits turns set changes into changes of each prefix's own class.
 func (w *World) edits(u Update) []edit {
-	type change struct{ add, remove []atomID }
-	changed := map[netip.Prefix]*change{}
+	changed := map[prefixKey]*change{}
 	at := func(p netip.Prefix) *change {
-		c := changed[p]
+		k := keyOf(familyOf(p.Addr()), toPrefix(p))
+		c := changed[k]
 		if c == nil {
 			c = &change{}
-			changed[p] = c
+			changed[k] = c
 		}
 		return c
 	}
@@ -189,10 +189,10 @@ func (w *World) edits(u Update) []edit {
 		}
 	}
 	if len(gone) > 0 {
-		out = w.forget(gone, out)
+		out = w.forget(gone, changed, out)
 	}
-	for p, c := range changed {
-		e := edit{familyOf(p.Addr()), toPrefix(p)}
+	for k, c := range changed {
+		e := edit{k.family, prefix{hi: k.hi, lo: k.lo, bits: k.bits}}
 		old := w.trie.direct(e.family, e.prefix)
 		set := slices.Clone(w.classes.sets[old])
 		set = slices.DeleteFunc(set, func(a atomID) bool {
@@ -209,8 +209,21 @@ func (w *World) edits(u Update) []edit {
 	return out
 }
 
-// forget appends the edits that take atoms out of every prefix.
-func (w *World) forget(gone map[atomID]struct{}, out []edit) []edit {
+// change is what happens to a prefix's own atoms.
+type change struct{ add, remove []atomID }
+
+// prefixKey is a prefix without its class.
+type prefixKey struct {
+	family int
+	hi, lo uint64
+	bits   uint8
+}
+
+func keyOf(family int, p prefix) prefixKey { return prefixKey{family, p.hi, p.lo, p.bits} }
+
+// forget appends the edits that take atoms out of every prefix that is not
+// changed anyway: one edit a prefix.
+func (w *World) forget(gone map[atomID]struct{}, changed map[prefixKey]*change, out []edit) []edit {
 	becomes := map[classID]classID{}
 	for family := range w.trie.prefixes {
 		for _, p := range w.trie.prefixes[family] {
@@ -223,7 +236,7 @@ func (w *World) forget(gone map[atomID]struct{}, out []edit) []edit {
 				to = w.classes.intern(set)
 				becomes[p.class] = to
 			}
-			if to != p.class {
+			if _, also := changed[keyOf(family, p)]; !also && to != p.class {
 				p.class = to
 				out = append(out, edit{family, p})
 			}

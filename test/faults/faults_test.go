@@ -1,0 +1,446 @@
+//go:build linux
+
+// Package faults breaks things while traffic flows: 0 leaked packets, and 0
+// lost packets of allowed flows.
+package faults
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/google/nftables"
+
+	"github.com/postern-dev/postern/internal/lab"
+	"github.com/postern-dev/postern/internal/packet/packettest"
+	"github.com/postern-dev/postern/test/harness"
+)
+
+func TestMain(m *testing.M) { harness.Main(m) }
+
+const policy = `
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: deny-all, namespace: shop}
+spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
+---
+apiVersion: postern.dev/v1alpha1
+kind: EgressPolicy
+metadata: {name: frontend, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: frontend}}
+  egress: [{to: [{networks: [203.0.113.80/32, "2001:db8:80::80/128"]}]}]
+`
+
+var (
+	web  = netip.AddrPortFrom(lab.WebV4, lab.EchoPort)
+	web6 = netip.AddrPortFrom(lab.WebV6, lab.EchoPort)
+	evil = netip.AddrPortFrom(lab.EvilV4, lab.EchoPort)
+)
+
+// load is traffic of one pod until stop: what policy denies, with a token that
+// must never be seen on any wire, and what it allows, which must never be lost.
+type load struct {
+	t     *testing.T
+	w     *harness.World
+	front *lab.Pod
+	tap   *lab.Tap
+	token packettest.Token
+
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+	sent    atomic.Int64 // denied packets
+	answers atomic.Int64 // of allowed flows
+	mu      sync.Mutex
+	lost    []string
+}
+
+func startLoad(t *testing.T, w *harness.World) *load {
+	t.Helper()
+	front := w.Pod("shop/frontend")
+	tap, err := w.Lab.Tap(t.Context(), front)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &load{t: t, w: w, front: front, tap: tap, token: packettest.NewToken(t.Name())}
+	if err := tap.Verify(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	l.cancel = cancel
+	for _, f := range []func(context.Context){
+		l.denied, func(ctx context.Context) { l.echo(ctx, "tcp", web) }, func(ctx context.Context) { l.echo(ctx, "tcp", web6) },
+		func(ctx context.Context) { l.echo(ctx, "udp", web) }, l.connections,
+	} {
+		l.wg.Go(func() { f(ctx) })
+	}
+	return l
+}
+
+func (l *load) lose(format string, args ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lost = append(l.lost, fmt.Sprintf(format, args...))
+}
+
+// denied sends datagrams and connection attempts to where policy says no.
+func (l *load) denied(ctx context.Context) {
+	c, err := l.front.Dial(ctx, "udp", evil.String())
+	if err != nil {
+		l.lose("dial: %v", err)
+		return
+	}
+	defer c.Close()
+	for ctx.Err() == nil {
+		if _, err := c.Write(l.token[:]); err == nil {
+			l.sent.Add(1)
+		}
+		time.Sleep(200 * time.Microsecond)
+	}
+}
+
+// echo keeps one flow busy.
+func (l *load) echo(ctx context.Context, network string, to netip.AddrPort) {
+	c, err := l.front.Dial(ctx, network, to.String())
+	if err != nil {
+		l.lose("dial %s: %v", network, err)
+		return
+	}
+	defer c.Close()
+	buf := make([]byte, 2048)
+	for i := 0; ctx.Err() == nil; i++ {
+		msg := fmt.Sprintf("n%09d\n", i)
+		if err := c.SetDeadline(time.Now().Add(900 * time.Millisecond)); err != nil {
+			l.lose("%v", err)
+			return
+		}
+		if _, err := c.Write([]byte(msg)); err != nil {
+			l.lose("%s %s: write %d: %v", network, to, i, err)
+			return
+		}
+		n, err := c.Read(buf)
+		if err != nil || !bytes.Contains(buf[:n], []byte(msg[:10])) {
+			if ctx.Err() == nil {
+				l.lose("%s %s: answer %d: %q, %v", network, to, i, buf[:n], err)
+			}
+			return
+		}
+		l.answers.Add(1)
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// connections opens new allowed connections.
+func (l *load) connections(ctx context.Context) {
+	for i := 0; ctx.Err() == nil; i++ {
+		dctx, cancel := context.WithTimeout(ctx, 900*time.Millisecond)
+		_, err := l.front.Echo(dctx, "tcp", web, []byte("new"))
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			l.lose("new connection %d: %v", i, err)
+		}
+		l.answers.Add(1)
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// stop ends the load and judges it. losses says whether allowed traffic may be cut.
+func (l *load) stop(mayLose bool) {
+	l.t.Helper()
+	l.cancel()
+	l.wg.Wait()
+	if err := l.tap.Verify(l.t.Context()); err != nil {
+		l.t.Errorf("the sniffers are blind: %v", err)
+	}
+	if n := l.tap.Count(l.token); n != 0 {
+		l.t.Errorf("%d packets leaked, seen at %v", n, l.tap.Seen(l.token))
+	}
+	if l.sent.Load() < 100 || l.answers.Load() < 5 || (!mayLose && l.answers.Load() < 50) {
+		l.t.Errorf("no load: %d denied packets sent, %d answers", l.sent.Load(), l.answers.Load())
+	}
+	if !mayLose && len(l.lost) > 0 {
+		l.t.Errorf("%d losses of allowed traffic, first: %s", len(l.lost), l.lost[0])
+	}
+	l.t.Logf("%d denied packets sent, 0 want on the wire; %d answers of allowed flows", l.sent.Load(), l.answers.Load())
+	if err := l.tap.Close(); err != nil {
+		l.t.Error(err)
+	}
+}
+
+func newWorld(t *testing.T, name string) *harness.World {
+	t.Helper()
+	w := harness.New(t, lab.DefaultSpec(name))
+	// The control: with no policy the denied packets do arrive.
+	front := w.Pod("shop/frontend")
+	tap, err := w.Lab.Tap(t.Context(), front)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tok := packettest.NewToken("control")
+	if _, err := front.Echo(t.Context(), "udp", evil, tok[:]); err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; tap.Count(tok) == 0; i++ {
+		if i == 200 {
+			t.Fatal("the sniffers see nothing with no policy")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := tap.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.Write("policy.yaml", policy)
+	return w
+}
+
+// rounds is how often the agent is killed: 200 unless the environment says otherwise.
+func rounds(t *testing.T) int {
+	if s := os.Getenv("POSTERN_KILLS"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	return 200
+}
+
+// TestKill kills the agent at random moments of its life: while it loads,
+// adopts, applies, or idles.
+func TestKill(t *testing.T) {
+	w := newWorld(t, "ft-kill")
+	l := startLoad(t, w)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	for i := range rounds(t) {
+		// A change that allows and denies nothing that the load does.
+		extra := fmt.Sprintf(`
+apiVersion: postern.dev/v1alpha1
+kind: EgressPolicy
+metadata: {name: extra, namespace: shop}
+spec: {podSelector: {}, egress: [{to: [{networks: [192.0.2.%d/32]}]}]}
+`, i%250)
+		tmp := filepath.Join(w.Agent.Manifests, ".extra.tmp")
+		if err := os.WriteFile(tmp, []byte(extra), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(tmp, filepath.Join(w.Agent.Manifests, "extra.yaml")); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(rng.IntN(30)) * time.Millisecond)
+		if err := w.Agent.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(rng.IntN(20)) * time.Millisecond)
+		if err := w.Agent.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(rng.IntN(250)) * time.Millisecond)
+		if t.Failed() {
+			break
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := w.Agent.WaitReady(ctx); err != nil {
+		t.Error(err)
+	}
+	l.stop(false)
+}
+
+// rival loads a program that returns ret and does nothing else.
+func rival(t *testing.T, ret int32) *ebpf.Program {
+	t.Helper()
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "rival", Type: ebpf.SchedCLS, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, ret), asm.Return()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// TestRivalPrograms attaches other agents' programs before and after ours:
+// one that ends the chain at the head must not open anything, and is displaced.
+func TestRivalPrograms(t *testing.T) {
+	w := newWorld(t, "ft-rival")
+	l := startLoad(t, w)
+	defer l.stop(true)
+	for _, tc := range []struct {
+		name   string
+		ret    int32
+		anchor link.Anchor
+	}{
+		{"head accepts (TCX_PASS)", 0, link.Head()}, {"head passes on (TCX_NEXT)", -1, link.Head()}, {"tail accepts", 0, link.Tail()},
+	} {
+		for _, hook := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+			p := rival(t, tc.ret)
+			var rl link.Link
+			err := w.Agent.Node.Do(func() error {
+				var err error
+				rl, err = link.AttachTCX(link.TCXOptions{Interface: l.front.HostIfindex, Program: p, Attach: hook, Anchor: tc.anchor})
+				return err
+			})
+			if err != nil {
+				t.Fatalf("%s: %v", tc.name, err)
+			}
+			// Two audits later ours is the first again.
+			time.Sleep(2200 * time.Millisecond)
+			w.Allowed(l.front, "tcp", web)
+			w.Denied(l.front, "tcp", evil)
+			if err := rl.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestFlush flushes nftables, removes pins and detaches our programs by force,
+// with and without an agent to mend it.
+func TestFlush(t *testing.T) {
+	w := newWorld(t, "ft-flush")
+	l := startLoad(t, w)
+	flush := func() {
+		t.Helper()
+		err := w.Agent.Node.Do(func() error {
+			c, err := nftables.New()
+			if err != nil {
+				return err
+			}
+			tables, err := c.ListTables()
+			if err != nil {
+				return err
+			}
+			for _, tb := range tables {
+				if tb.Name == "postern" {
+					c.DelTable(tb)
+					_ = c.Flush() // owned: refused while the agent lives
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	bpffs, err := w.Lab.BPFFS(w.Agent.Node.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unpin := func() {
+		t.Helper()
+		pins, err := filepath.Glob(filepath.Join(bpffs, "postern", "links", "*"))
+		if err != nil || len(pins) == 0 {
+			t.Fatalf("pins: %v, %v", pins, err)
+		}
+		for _, p := range pins {
+			if err := os.Remove(p); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for range 5 {
+		flush()
+		unpin() // the agent holds the links and pins them again
+		time.Sleep(1200 * time.Millisecond)
+	}
+	if err := w.Agent.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	flush() // tcx alone goes on
+	time.Sleep(300 * time.Millisecond)
+	if err := w.Agent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := w.Agent.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	l.stop(false)
+
+	// Without agent, the pins removed: the programs are gone, and the catch-all
+	// makes an outage of it, not a leak.
+	l = startLoad(t, w)
+	if err := w.Agent.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	unpin()
+	time.Sleep(500 * time.Millisecond)
+	l.stop(true)
+}
+
+// TestManifestsHalfWritten writes a policy in pieces; what was there stays.
+func TestManifestsHalfWritten(t *testing.T) {
+	w := newWorld(t, "ft-half")
+	l := startLoad(t, w)
+	path := filepath.Join(w.Agent.Manifests, "policy.yaml")
+	for i := range 20 {
+		cut := 1 + (i*37)%(len(policy)-1)
+		for policy[cut-1] == '\n' {
+			cut++ // a file that ends with a line is whole
+		}
+		if err := os.WriteFile(path, []byte(policy[:cut]), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(60 * time.Millisecond)
+		if err := os.WriteFile(path, []byte(policy), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(60 * time.Millisecond)
+	}
+	l.stop(false)
+}
+
+// TestFlowTableFull fills one pod's quota; its denied flows stay denied, other
+// pods lose nothing.
+func TestFlowTableFull(t *testing.T) {
+	w := newWorld(t, "ft-full")
+	l := startLoad(t, w)
+	greedy := w.Pod("ci/runner")
+	err := greedy.Do(func() error {
+		for i := range 20000 {
+			c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(lab.WebV4, uint16(1024+i))))
+			if err != nil {
+				return err
+			}
+			if _, err := c.Write([]byte("x")); err != nil {
+				_ = c.Close()
+				continue
+			}
+			if err := c.Close(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := w.Agent.Client.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.FlowsRefused == 0 {
+		t.Error("the quota of 16,384 flows was never reached")
+	}
+	l.stop(false)
+}
