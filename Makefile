@@ -6,10 +6,35 @@ GOLANGCI_LINT = go tool -modfile=tools/lint/go.mod golangci-lint
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+.PHONY: build
+build: ## build posternd and postern into bin/
+	go build -o bin/ ./cmd/...
+
 .PHONY: generate
-generate: ## write deepcopy functions and CRDs from api/
+generate: ## write deepcopy functions and CRDs from api/, BPF objects from bpf/ (needs clang-19)
 	$(CONTROLLER_GEN) object paths=./api/... crd:crdVersions=v1 paths=./api/... output:crd:dir=deploy/crd
+	go generate ./internal/datapath/bpf
 
 .PHONY: lint
 lint: ## check style and the directions of imports
 	$(GOLANGCI_LINT) run ./...
+
+# The race detector needs a C compiler; a machine without one tests without it.
+RACE ?= $(shell command -v $${CC:-gcc} >/dev/null 2>&1 && echo -race)
+COMPARISONS ?= 1000000
+
+.PHONY: test
+test: ## run all tests, as root: those on packets need it
+	go test $(RACE) -timeout 20m ./...
+	POSTERN_COMPARISONS=$(COMPARISONS) go test -timeout 20m -count=1 -v -run TestKernelAgreesWithEvaluate ./internal/datapath | grep -vE '^ *(=== RUN|--- PASS: .*/round-)'
+
+FUZZTIME ?= 30s
+
+.PHONY: fuzz
+fuzz: ## fuzz every target for FUZZTIME
+	hack/fuzz.sh $(FUZZTIME)
+
+.PHONY: cross
+cross: ## build for arm64, and postern for macOS and Windows
+	GOARCH=arm64 go build -o /dev/null ./cmd/posternd
+	for os in linux darwin windows; do for arch in amd64 arm64; do GOOS=$$os GOARCH=$$arch go build -o /dev/null ./cmd/postern || exit 1; done; done

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -245,12 +246,8 @@ func (a *Agent) ownNode(changes *policy.Changes) {
 func (a *Agent) apply(changes policy.Changes) {
 	delta, err := a.compiler.Apply(changes)
 	a.note("compile", "error", "policies", err)
-	for id, rs := range delta.RulesetsAdded {
-		a.content[id] = rs
-	}
-	for key, ids := range delta.Endpoints {
-		a.rulesets[key] = ids
-	}
+	maps.Copy(a.content, delta.RulesetsAdded)
+	maps.Copy(a.rulesets, delta.Endpoints)
 	for _, key := range delta.EndpointsGone {
 		delete(a.rulesets, key)
 	}

@@ -54,7 +54,7 @@ func openNameLog(dir string) (*nameLog, error) {
 	if err := n.read(path); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600) //nolint:gosec // the operator names the directory
 	if err != nil {
 		return nil, fmt.Errorf("state: %w", err)
 	}
@@ -63,7 +63,7 @@ func openNameLog(dir string) (*nameLog, error) {
 }
 
 func (n *nameLog) read(path string) error {
-	f, err := os.Open(path)
+	f, err := os.Open(path) //nolint:gosec // the operator names the directory
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

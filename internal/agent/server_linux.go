@@ -90,9 +90,9 @@ func (a *Agent) serve(ctx context.Context, l net.Listener) error {
 	}
 	metrics := promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/status", answer(a, ctx, a.status))
-	mux.HandleFunc("GET /v1/endpoints", answer(a, ctx, a.listEndpoints))
-	mux.HandleFunc("GET /v1/policies", answer(a, ctx, a.listPolicies))
+	mux.HandleFunc("GET /v1/status", answer(ctx, a, a.status))
+	mux.HandleFunc("GET /v1/endpoints", answer(ctx, a, a.listEndpoints))
+	mux.HandleFunc("GET /v1/policies", answer(ctx, a, a.listPolicies))
 	mux.HandleFunc("GET /v1/flows", a.flows)
 	mux.HandleFunc("POST /v1/explain", a.explain)
 	mux.Handle("GET /metrics", metrics)
@@ -115,7 +115,6 @@ func (a *Agent) serve(ctx context.Context, l net.Listener) error {
 	select {
 	case <-ctx.Done():
 	case first = <-errs:
-		servers = servers[:len(servers):len(servers)]
 	}
 	for _, s := range servers {
 		_ = s.Close()
@@ -127,7 +126,7 @@ func (a *Agent) serve(ctx context.Context, l net.Listener) error {
 }
 
 // answer serves what f says in the loop as JSON.
-func answer[T any](a *Agent, ctx context.Context, f func() (T, error)) http.HandlerFunc {
+func answer[T any](ctx context.Context, a *Agent, f func() (T, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		var v T
 		var err error
@@ -250,11 +249,7 @@ func (a *Agent) listEndpoints() ([]control.Endpoint, error) {
 // accepts reports whether packets counted under a rule were forwarded.
 func (a *Agent) accepts(id uint32) bool {
 	if id < uint32(flow.ReasonMax) {
-		switch flow.Reason(id) {
-		case flow.ReasonSelf, flow.ReasonUngoverned, flow.ReasonNeighbour, flow.ReasonRelated:
-			return true
-		}
-		return false
+		return flow.Reason(id).Accepts()
 	}
 	ref := a.names.refs[id]
 	switch ref.Index {

@@ -153,7 +153,7 @@ func uninstallCommand() *cobra.Command {
 					return fmt.Errorf("uninstall: %w", err)
 				}
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), "Postern is removed from this node: no policy is enforced any more.")
+			_, _ = fmt.Fprintln(cmd.OutOrStdout(), "Postern is removed from this node: no policy is enforced any more.")
 			return nil
 		},
 	}

@@ -22,6 +22,7 @@ import (
 // comparisons is how many first packets the kernel and Evaluate are compared
 // on. `make test` asks for 1,000,000 through the environment.
 func comparisons(t *testing.T) int {
+	t.Helper()
 	if s := os.Getenv("POSTERN_COMPARISONS"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil {
@@ -83,6 +84,7 @@ type mismatch struct {
 func (m *mismatch) String() string { return fmt.Sprintf("%s %s %s: %s", m.pod, m.dir, m.tuple, m.text) }
 
 func compareOne(t *testing.T, s *policy.Snapshot, pod policy.PodKey, dir policy.Direction, tuples []packet.Tuple) (int, *mismatch) {
+	t.Helper()
 	r := newRig(t, datapath.Config{NoCatchAll: true})
 	r.load(s)
 	if _, ok := r.pods[pod]; !ok {
@@ -93,6 +95,7 @@ func compareOne(t *testing.T, s *policy.Snapshot, pod policy.PodKey, dir policy.
 }
 
 func compareKernel(t *testing.T, s *policy.Snapshot, seed, round uint64, budget int) (int, *mismatch) {
+	t.Helper()
 	r := newRig(t, datapath.Config{NoCatchAll: true})
 	r.load(s)
 	ev := newEvents(t, r)
@@ -122,6 +125,7 @@ type events struct {
 }
 
 func newEvents(t *testing.T, r *rig) *events {
+	t.Helper()
 	reader, err := r.d.Events()
 	if err != nil {
 		t.Fatal(err)
@@ -172,7 +176,7 @@ func (e *events) compare(s *policy.Snapshot, pod policy.PodKey, dir policy.Direc
 		want := policy.Evaluate(s, pod, dir, tuple)
 		ret, ev := e.verdict(spec, dir, frame)
 		done++
-		if text := differs(e.r, want, ret, ev, tuple); text != "" {
+		if text := differs(e.r, want, ret, ev); text != "" {
 			text = fmt.Sprintf("%s (after %d; event %+v; class %#x)", text, done, ev, e.r.d.Contents().Class(packet.Unmap(tuple.Src)))
 			return done, &mismatch{pod, dir, tuple, text}
 		}
@@ -180,7 +184,7 @@ func (e *events) compare(s *policy.Snapshot, pod policy.PodKey, dir policy.Direc
 	return done, nil
 }
 
-func differs(r *rig, want policy.Decision, ret uint32, ev flow.Event, tuple packet.Tuple) string {
+func differs(r *rig, want policy.Decision, ret uint32, ev flow.Event) string {
 	got := policy.Dropped
 	if ret == tcxNext {
 		got = policy.Forwarded
@@ -231,19 +235,11 @@ func frameOf(t packet.Tuple, dir policy.Direction, host packettest.MAC) []byte {
 	if dir == policy.Ingress {
 		src, dst = dst, src
 	}
-	switch t.Protocol {
-	case packet.ProtocolICMP:
-		if t.Src.Is6() {
-			return nil
-		}
-	case packet.ProtocolICMPv6:
-		if t.Src.Is4() {
-			return nil
-		}
-	case 0, 43, 44, 59, 60, 135, 139, 140:
-		if t.Src.Is6() {
-			return nil // extension headers
-		}
+	v6only := t.Protocol == packet.ProtocolICMPv6
+	// ICMP is IPv4's; the others are extension headers of IPv6.
+	v4only := slices.Contains([]packet.Protocol{0, packet.ProtocolICMP, 43, 44, 59, 60, 135, 139, 140}, t.Protocol)
+	if (v6only && t.Src.Is4()) || (v4only && t.Src.Is6()) {
+		return nil
 	}
 	return packettest.Simple(src, dst, uint8(t.Protocol), netip.AddrPortFrom(t.Src, t.SrcPort), netip.AddrPortFrom(t.Dst, t.DstPort), []byte("0123456789abcdef"))
 }

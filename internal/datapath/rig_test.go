@@ -69,15 +69,6 @@ func (r *rig) open() {
 	}
 }
 
-// reopen is what a restart of the agent does.
-func (r *rig) reopen() {
-	r.tb.Helper()
-	if err := r.d.Close(); err != nil {
-		r.tb.Fatal(err)
-	}
-	r.open()
-}
-
 func (r *rig) ruleID(ref policy.RuleRef) uint32 {
 	id, ok := r.ids[ref]
 	if !ok {

@@ -71,6 +71,11 @@ func (r Reason) String() string {
 	return "reason-" + strconv.Itoa(int(r))
 }
 
+// Accepts reports whether packets counted under r were forwarded.
+func (r Reason) Accepts() bool {
+	return r == ReasonSelf || r == ReasonUngoverned || r == ReasonNeighbour || r == ReasonRelated
+}
+
 // Text returns the reason as a sentence without a full stop.
 func (r Reason) Text() string {
 	if int(r) < len(reasons) {

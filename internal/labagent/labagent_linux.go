@@ -52,7 +52,7 @@ func New(l *lab.Lab, node *lab.Node, opts Options) (*Agent, error) {
 	}
 	if a.Manifests == "" {
 		a.Manifests = filepath.Join(dir, "manifests")
-		if err := os.MkdirAll(filepath.Join(a.Manifests, "lab"), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(a.Manifests, "lab"), 0o750); err != nil {
 			return nil, err
 		}
 		if err := l.Manifests(filepath.Join(a.Manifests, "lab")); err != nil {
@@ -88,7 +88,7 @@ func Start(ctx context.Context, l *lab.Lab, node *lab.Node, opts Options) (*Agen
 
 // Start runs the process and returns at once.
 func (a *Agent) Start() error {
-	cmd := exec.Command(a.binary, a.args...)
+	cmd := exec.Command(a.binary, a.args...) //nolint:gosec // the caller names the binary
 	cmd.Stdout, cmd.Stderr = a.log, a.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := a.Node.Start(cmd); err != nil {
@@ -134,7 +134,7 @@ func (a *Agent) Write(ctx context.Context, name, content string) error {
 	return a.change(ctx, func() error {
 		path := filepath.Join(a.Manifests, name)
 		tmp := filepath.Join(a.Manifests, "."+name+".tmp")
-		if err := os.WriteFile(tmp, []byte(content), 0o644); err != nil {
+		if err := os.WriteFile(tmp, []byte(content), 0o600); err != nil {
 			return err
 		}
 		return os.Rename(tmp, path)
@@ -187,7 +187,7 @@ func (a *Agent) end(sig syscall.Signal) error {
 // Uninstall runs posternd uninstall on the node; the agent must not be running.
 func (a *Agent) Uninstall() error {
 	args := append([]string{"uninstall"}, a.shared()...)
-	cmd := exec.Command(a.binary, args...)
+	cmd := exec.Command(a.binary, args...) //nolint:gosec // the caller names the binary
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := a.Node.Run(cmd); err != nil {

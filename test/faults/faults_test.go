@@ -103,7 +103,7 @@ func (l *load) denied(ctx context.Context) {
 		l.lose("dial: %v", err)
 		return
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	for ctx.Err() == nil {
 		if _, err := c.Write(l.token[:]); err == nil {
 			l.sent.Add(1)
@@ -119,7 +119,7 @@ func (l *load) echo(ctx context.Context, network string, to netip.AddrPort) {
 		l.lose("dial %s: %v", network, err)
 		return
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	buf := make([]byte, 2048)
 	for i := 0; ctx.Err() == nil; i++ {
 		msg := fmt.Sprintf("n%09d\n", i)
@@ -208,6 +208,7 @@ func newWorld(t *testing.T, name string) *harness.World {
 
 // rounds is how often the agent is killed: 200 unless the environment says otherwise.
 func rounds(t *testing.T) int {
+	t.Helper()
 	if s := os.Getenv("POSTERN_KILLS"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil {

@@ -108,7 +108,7 @@ spec:
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	alive := func(what string, want bool) {
 		t.Helper()
 		err := exchange(conn)

@@ -83,24 +83,6 @@ func (c *classes) union(a, b classID) classID {
 	return id
 }
 
-func (c *classes) add(id classID, a atomID) classID {
-	set := c.sets[id]
-	i, found := slices.BinarySearch(set, a)
-	if found {
-		return id
-	}
-	return c.intern(slices.Insert(slices.Clone(set), i, a))
-}
-
-func (c *classes) remove(id classID, a atomID) classID {
-	set := c.sets[id]
-	i, found := slices.BinarySearch(set, a)
-	if !found {
-		return id
-	}
-	return c.intern(slices.Delete(slices.Clone(set), i, i+1))
-}
-
 func (c *classes) has(id classID, a atomID) bool {
 	_, found := slices.BinarySearch(c.sets[id], a)
 	return found
