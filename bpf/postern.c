@@ -34,6 +34,10 @@ struct ctx {
 	__u32 segs;
 	__u32 post_dnat;
 	__u32 local; /* index of the pod's address */
+	struct flow fresh;
+	/* of an ICMP error: the addresses and the first bytes of the packet inside */
+	struct addr inner_src, inner_dst;
+	__u8 inner[40];
 };
 
 struct {
@@ -157,7 +161,6 @@ __noinline int judge_again(struct ctx *c, const struct endpoint *ep, struct flow
 /* Put a flow (or a fragment's trail) into the endpoint's table; 0 if it is full. */
 __noinline int insert(struct ctx *c, __u32 frag_next)
 {
-	struct flow f;
 	void *table;
 
 	if (!c)
@@ -165,16 +168,16 @@ __noinline int insert(struct ctx *c, __u32 frag_next)
 	table = bpf_map_lookup_elem(&flows, &c->slot);
 	if (!table)
 		return 0;
-	__builtin_memset(&f, 0, sizeof(f));
-	f.created = f.last_seen = c->now;
-	f.packets[0] = c->segs;
-	f.bytes[0] = c->len;
-	f.revision = c->revision;
-	f.rule = c->a.rule;
-	f.staged = c->a.staged;
-	f.opener = c->dir;
-	f.frag_next = frag_next;
-	if (!bpf_map_update_elem(table, &c->key, &f, BPF_ANY))
+	__builtin_memset(&c->fresh, 0, sizeof(c->fresh));
+	c->fresh.created = c->fresh.last_seen = c->now;
+	c->fresh.packets[0] = c->segs;
+	c->fresh.bytes[0] = c->len;
+	c->fresh.revision = c->revision;
+	c->fresh.rule = c->a.rule;
+	c->fresh.staged = c->a.staged;
+	c->fresh.opener = c->dir;
+	c->fresh.frag_next = frag_next;
+	if (!bpf_map_update_elem(table, &c->key, &c->fresh, BPF_ANY))
 		return 1;
 	/* Full: make room, at most once in 100 ms, whoever is or is not alive up there. */
 	{
@@ -183,7 +186,7 @@ __noinline int insert(struct ctx *c, __u32 frag_next)
 		if (last && c->now - *last > 100000000ULL) {
 			*last = c->now;
 			if (collect(c->slot, c->now) &&
-			    !bpf_map_update_elem(table, &c->key, &f, BPF_ANY))
+			    !bpf_map_update_elem(table, &c->key, &c->fresh, BPF_ANY))
 				return 1;
 		}
 	}
@@ -268,40 +271,41 @@ __noinline int first_fragment(struct ctx *c)
 __noinline int icmp_error(struct __sk_buff *skb, struct ctx *c, const struct endpoint *ep)
 {
 	const struct settings *cfg = get_config();
-	__u32 off, ports;
-	struct addr isrc, idst;
+	__u32 off;
 	struct flow *f;
 	void *table;
-	__u8 h[40], proto;
+	__u8 *h, proto;
 
 	if (!c || !ep || !cfg)
 		return REASON_ICMP_ERROR;
 	table = bpf_map_lookup_elem(&flows, &c->slot);
 	if (!table)
 		return REASON_ICMP_ERROR;
+	h = c->inner;
 	off = c->p.l4 + 8;
 	if (c->p.frag || (c->p.proto == IPPROTO_ICMP && c->p.icmp_type == 5))
 		return REASON_ICMP_ERROR;
 	if (c->p.proto == IPPROTO_ICMP) {
-		struct iphdr ip;
+		struct iphdr *ip = (void *)h;
 
 		/* RFC 1812 4.3.2.3: 576 bytes at most. */
-		if (c->p.end - ETH_HLEN > 576 || off + sizeof(ip) > c->p.end ||
-		    bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)) < 0)
+		if (c->p.end - ETH_HLEN > 576 || off + sizeof(*ip) > c->p.end ||
+		    bpf_skb_load_bytes(skb, off, ip, sizeof(*ip)) < 0)
 			return REASON_ICMP_ERROR;
-		if (ip.ver_ihl >> 4 != 4 || (ip.ver_ihl & 15) < 5 || bpf_ntohs(ip.frag_off) & 0x1fff)
+		if (ip->ver_ihl >> 4 != 4 || (ip->ver_ihl & 15) < 5 ||
+		    bpf_ntohs(ip->frag_off) & 0x1fff)
 			return REASON_ICMP_ERROR;
-		set_v4(&isrc, ip.saddr);
-		set_v4(&idst, ip.daddr);
-		proto = ip.protocol;
-		off += (ip.ver_ihl & 15) * 4;
+		set_v4(&c->inner_src, ip->saddr);
+		set_v4(&c->inner_dst, ip->daddr);
+		proto = ip->protocol;
+		off += (ip->ver_ihl & 15) * 4;
 	} else {
 		/* RFC 4443 2.4(c): 1280 bytes at most. Extension headers inside are not followed. */
 		if (c->p.end - ETH_HLEN > 1280 || off + 40 > c->p.end ||
 		    bpf_skb_load_bytes(skb, off, h, 40) < 0)
 			return REASON_ICMP_ERROR;
-		__builtin_memcpy(&isrc, h + 8, 16);
-		__builtin_memcpy(&idst, h + 24, 16);
+		__builtin_memcpy(&c->inner_src, h + 8, 16);
+		__builtin_memcpy(&c->inner_dst, h + 24, 16);
 		proto = h[6];
 		off += 40;
 	}
@@ -311,15 +315,15 @@ __noinline int icmp_error(struct __sk_buff *skb, struct ctx *c, const struct end
 	c->key.proto = proto;
 	if (c->dir == EGRESS) {
 		/* The pod complains to the sender of what it received. */
-		if (!addr_equal(&c->p.dst, &isrc))
+		if (!addr_equal(&c->p.dst, &c->inner_src))
 			return REASON_ICMP_ERROR;
-		c->key.local = own_index(ep, &idst);
-		c->key.raddr = isrc;
+		c->key.local = own_index(ep, &c->inner_dst);
+		c->key.raddr = c->inner_src;
 	} else {
-		if (!addr_equal(&c->p.dst, &isrc))
+		if (!addr_equal(&c->p.dst, &c->inner_src))
 			return REASON_ICMP_ERROR;
-		c->key.local = own_index(ep, &isrc);
-		c->key.raddr = idst;
+		c->key.local = own_index(ep, &c->inner_src);
+		c->key.raddr = c->inner_dst;
 	}
 	if (has_ports(proto)) {
 		__u16 sp = (__u16)h[0] << 8 | h[1], dp = (__u16)h[2] << 8 | h[3];
@@ -329,8 +333,7 @@ __noinline int icmp_error(struct __sk_buff *skb, struct ctx *c, const struct end
 	} else if (proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6) {
 		bool request = h[0] == (proto == IPPROTO_ICMP ? 8 : 128);
 
-		ports = (__u16)h[4] << 8 | h[5];
-		c->key.lport = c->key.rport = ports;
+		c->key.lport = c->key.rport = (__u16)h[4] << 8 | h[5];
 		/* Inside is what the other side of this packet's direction sent. */
 		c->key.kind = (c->dir == INGRESS) == request ? KIND_ECHO_EGRESS : KIND_ECHO_INGRESS;
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -134,6 +135,9 @@ func testRun(b *testing.B, prog *ebpf.Program, spec datapath.EndpointSpec, frame
 func benchPrograms(b *testing.B, r *rig, targets []netip.Addr) *bpf.BenchPrograms {
 	b.Helper()
 	spec, err := bpf.LoadBench()
+	if path := os.Getenv("POSTERN_BENCH_OBJECT"); path != "" {
+		spec, err = ebpf.LoadCollectionSpec(path) // to compare variants of the C
+	}
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -75,6 +75,10 @@ type PosternCtx struct {
 	PostDnat uint32
 	Local    uint32
 	_        [4]byte
+	Fresh    PosternFlow
+	InnerSrc PosternAddr
+	InnerDst PosternAddr
+	Inner    [40]uint8
 }
 
 type PosternEndpoint struct {
