@@ -13,13 +13,9 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// Annotations of a Pod manifest that tell the agent where the pod's link is.
-const (
-	// AnnotationInterface is the host side of the pod's veth, in the agent's namespace.
-	AnnotationInterface = "postern.dev/interface"
-	// AnnotationNetns is the path of the pod's network namespace.
-	AnnotationNetns = "postern.dev/netns"
-)
+// AnnotationInterface of a Pod manifest tells the agent where the pod's link is:
+// the host side of its veth, in the agent's namespace.
+const AnnotationInterface = "postern.dev/interface"
 
 // manifestPrefix starts the name of every file that Manifests writes, and only of those.
 const manifestPrefix = "lab-"
@@ -165,7 +161,7 @@ func nodeObject(n NodeStatus) object {
 func podObject(p PodStatus, hostIPs []netip.Addr) object {
 	m := meta(p.Namespace, p.Name, p.Labels)
 	m["uid"] = p.UID
-	m["annotations"] = map[string]string{AnnotationInterface: p.HostInterface, AnnotationNetns: p.Netns}
+	m["annotations"] = map[string]string{AnnotationInterface: p.HostInterface}
 	var ports []object
 	for _, s := range p.Servers {
 		for i, proto := range s.protocols() {

@@ -278,7 +278,7 @@ func TestManifests(t *testing.T) {
 		}
 		if p, ok := into.(*corev1.Pod); ok && p.Name == "cart" {
 			want := pod(t, l, "shop/cart")
-			if p.Annotations[AnnotationInterface] != want.HostInterface || p.Annotations[AnnotationNetns] != want.Path ||
+			if p.Annotations[AnnotationInterface] != want.HostInterface ||
 				p.Status.PodIP != want.IPs[0].String() || len(p.Status.PodIPs) != 2 || p.Spec.NodeName != "node1" {
 				t.Errorf("pod %+v", p)
 			}
