@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -39,6 +40,9 @@ func bracketed(names []string) string {
 
 func printTiers(b *strings.Builder, indent string, tiers []TierTrace) {
 	for _, t := range tiers {
+		if t.Reached && !isBuiltin(t.Tier) && len(t.Policies) == 0 && t.Others == 0 {
+			continue // nobody uses it
+		}
 		outcome := t.Outcome
 		if !t.Reached {
 			outcome = "not reached"
@@ -53,6 +57,10 @@ func printTiers(b *strings.Builder, indent string, tiers []TierTrace) {
 			printPolicy(b, indent+"  ", p)
 		}
 	}
+}
+
+func isBuiltin(tier string) bool {
+	return slices.ContainsFunc(BuiltinTiers(), func(b Tier) bool { return b.Name == tier })
 }
 
 func printPolicy(b *strings.Builder, indent string, p PolicyTrace) {
