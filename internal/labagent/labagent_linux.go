@@ -25,12 +25,13 @@ type Agent struct {
 	Client    *control.Client
 	Socket    string
 
-	binary string
-	args   []string
-	dir    string
-	cmd    *exec.Cmd
-	done   chan error
-	log    *logBuffer
+	binary  string
+	logFile string
+	args    []string
+	dir     string
+	cmd     *exec.Cmd
+	done    chan error
+	log     *logBuffer
 }
 
 // Options of Start.
@@ -41,13 +42,16 @@ type Options struct {
 	Manifests string
 	// Args are further arguments of posternd agent.
 	Args []string
+	// LogFile, if not empty, takes what the agent prints, so that it can outlive
+	// this process; Log then reads the file.
+	LogFile string
 }
 
 // New prepares an agent for a node without starting it.
 func New(l *lab.Lab, node *lab.Node, opts Options) (*Agent, error) {
 	dir := filepath.Join(l.Dir(), "agent-"+node.Name)
 	a := &Agent{
-		Node: node, Manifests: opts.Manifests, Socket: filepath.Join(dir, "agent.sock"), binary: opts.Binary,
+		Node: node, Manifests: opts.Manifests, Socket: filepath.Join(dir, "agent.sock"), binary: opts.Binary, logFile: opts.LogFile,
 		dir: dir, log: &logBuffer{},
 	}
 	if a.Manifests == "" {
@@ -90,6 +94,14 @@ func Start(ctx context.Context, l *lab.Lab, node *lab.Node, opts Options) (*Agen
 func (a *Agent) Start() error {
 	cmd := exec.Command(a.binary, a.args...) //nolint:gosec // the caller names the binary
 	cmd.Stdout, cmd.Stderr = a.log, a.log
+	if a.logFile != "" {
+		f, err := os.OpenFile(a.logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = f.Close() }()
+		cmd.Stdout, cmd.Stderr = f, f
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := a.Node.Start(cmd); err != nil {
 		return fmt.Errorf("start %s: %w", a.binary, err)
@@ -217,7 +229,16 @@ func (a *Agent) PID() int {
 }
 
 // Log returns what the process printed.
-func (a *Agent) Log() string { return a.log.String() }
+func (a *Agent) Log() string {
+	if a.logFile != "" {
+		b, err := os.ReadFile(a.logFile)
+		if err != nil {
+			return err.Error()
+		}
+		return strings.TrimSpace(string(b))
+	}
+	return a.log.String()
+}
 
 // logBuffer keeps the last part of a log.
 type logBuffer struct {

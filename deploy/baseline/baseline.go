@@ -1,0 +1,13 @@
+// Package baseline holds the manifests of the baseline: default deny in both
+// directions, the cluster's DNS, no cloud metadata. They are what the demo and
+// the tests enforce; a cluster applies the same files.
+//
+// Layer 0; data only.
+package baseline
+
+import "embed"
+
+// Files are the manifests, in the order in which they are read best.
+//
+//go:embed *.yaml
+var Files embed.FS
