@@ -1,0 +1,144 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/postern-dev/postern/internal/control"
+	"github.com/postern-dev/postern/internal/flow"
+)
+
+func (a *app) endpointsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "endpoints [NAMESPACE/POD]", Aliases: []string{"endpoint", "ep"}, GroupID: "agent", Args: cobra.MaximumNArgs(1),
+		Short: "The pods of this node: enforced or not, and what was dropped",
+		Long: `The pods of this node: enforced or not, and what was dropped.
+
+EGRESS and INGRESS are isolated if some policy governs the direction, else open.
+DROPPED and FORWARDED are exact counts of packets that a rule decided itself: drops,
+and first packets of flows. With a pod, its rules are listed with their counts.
+
+The exit code is 1 if an endpoint that is shown is failed or quarantined.`,
+		Example: "  postern endpoints\n  postern endpoints shop/frontend",
+	}
+	a.agentFlags(cmd)
+	asJSON := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		js, err := asJSON()
+		if err != nil {
+			return err
+		}
+		var list []control.Endpoint
+		err = a.ask(cmd.Context(), func(ctx context.Context, c *control.Client) error {
+			list, err = c.Endpoints(ctx)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if len(args) == 1 {
+			if list = onlyEndpoint(list, args[0]); len(list) == 0 {
+				return usagef("no pod %q on this node; `postern endpoints` lists them", args[0])
+			}
+		}
+		if js {
+			err = a.printJSON(list)
+		} else {
+			err = a.printEndpoints(list, len(args) == 1)
+		}
+		if err != nil {
+			return err
+		}
+		for _, e := range list {
+			if e.State == "failed" || e.State == "quarantined" {
+				return errProblem
+			}
+		}
+		return nil
+	}
+	return cmd
+}
+
+// onlyEndpoint keeps the endpoints of a name, with or without a namespace.
+func onlyEndpoint(list []control.Endpoint, name string) []control.Endpoint {
+	out := []control.Endpoint{}
+	for _, e := range list {
+		if e.Namespace+"/"+e.Name == name || e.Name == name {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+func (a *app) printEndpoints(list []control.Endpoint, rules bool) error {
+	if len(list) == 0 {
+		fmt.Fprintln(a.Err, "no pods on this node")
+		return nil
+	}
+	t := a.newTable("POD", "STATE", "EGRESS", "INGRESS", "DROPPED", "FORWARDED", "INTERFACE", "ADDRESSES")
+	for _, e := range list {
+		var addrs []string
+		for _, ip := range e.Addrs {
+			addrs = append(addrs, ip.String())
+		}
+		t.add(text(e.Namespace+"/"+e.Name), cell{text: e.State, style: stateStyle(e.State)}, isolation(e.Egress), isolation(e.Ingress),
+			number(strconv.FormatUint(e.Dropped, 10)), number(strconv.FormatUint(e.Forwarded, 10)),
+			text(e.Interface), text(strings.Join(addrs, " ")))
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	for _, e := range list {
+		if e.Message != "" {
+			a.printf("\n%s: %s\n", e.Namespace+"/"+e.Name, e.Message)
+		}
+		if rules {
+			if err := a.printRules(e); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (a *app) printRules(e control.Endpoint) error {
+	if len(e.Rules) == 0 {
+		a.printf("\n%s: no packet yet\n", e.Namespace+"/"+e.Name)
+		return nil
+	}
+	fmt.Fprintln(a.Out)
+	t := a.newTable("PACKETS", "BYTES", "RULE")
+	for _, r := range e.Rules {
+		t.add(number(strconv.FormatUint(r.Packets, 10)), number(bytesText(r.Bytes)), text(ruleText(r.Rule)))
+	}
+	return t.flush()
+}
+
+// ruleText is a rule, or the datapath's reason with the word to filter by.
+func ruleText(r flow.Rule) string {
+	if r.Reason != "" {
+		return r.Text + " [" + r.Reason + "]"
+	}
+	return r.Text
+}
+
+func stateStyle(s string) style {
+	switch s {
+	case "enforced":
+		return green
+	case "not-covered":
+		return yellow
+	}
+	return red
+}
+
+func isolation(s string) cell {
+	if s == "open" {
+		return cell{text: s, style: yellow}
+	}
+	return text(s)
+}

@@ -1,0 +1,66 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/postern-dev/postern/internal/lab"
+	"github.com/postern-dev/postern/internal/labagent"
+)
+
+// startAgents runs posternd on every node of a lab. All of them enforce one
+// directory, which has the lab's own objects below lab/.
+func (a *app) startAgents(ctx context.Context, name, daemon string) ([]labAgent, error) {
+	l, err := lab.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = l.Close() }()
+	dir := filepath.Join(l.Dir(), "manifests")
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return nil, err
+	}
+	if err := l.Manifests(filepath.Join(dir, "lab")); err != nil {
+		return nil, err
+	}
+	pods := map[string]int{}
+	for _, p := range l.Pods() {
+		pods[p.Node.Name]++
+	}
+	var out []labAgent
+	for _, n := range l.Nodes() {
+		ag, err := labagent.New(l, n, labagent.Options{Binary: daemon, Manifests: dir, LogFile: filepath.Join(l.Dir(), "agent-"+n.Name+".log")})
+		if err != nil {
+			return nil, err
+		}
+		if err := ag.Start(); err != nil {
+			return nil, err
+		}
+		if err := waitEnforced(ctx, ag, pods[n.Name]); err != nil {
+			return nil, err
+		}
+		out = append(out, labAgent{n.Name, ag.Socket, dir})
+	}
+	return out, nil
+}
+
+// waitEnforced waits until an agent enforces on all pods of its node.
+func waitEnforced(ctx context.Context, ag *labagent.Agent, pods int) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	for {
+		s, err := ag.Client.Status(ctx)
+		if err == nil && s.Endpoints["enforced"] >= pods {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("posternd on %s does not enforce:\n%s", ag.Node.Name, ag.Log()), ctx.Err(), err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
