@@ -38,3 +38,9 @@ fuzz: ## fuzz every target for FUZZTIME
 cross: ## build for arm64, and postern for macOS and Windows
 	GOARCH=arm64 go build -o /dev/null ./cmd/posternd
 	for os in linux darwin windows; do for arch in amd64 arm64; do GOOS=$$os GOARCH=$$arch go build -o /dev/null ./cmd/postern || exit 1; done; done
+
+SUDO ?= $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: demo
+demo: build ## see it work in a lab, in under a minute; needs root
+	$(SUDO) bin/postern demo

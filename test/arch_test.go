@@ -29,6 +29,10 @@ var layers = map[string]int{
 	"internal/agent":     4,
 	"internal/lab":       4,
 	"internal/daemon":    5, // the command line around the agent
+	"internal/labagent":  5, // posternd on a node of a lab
+	"internal/demo":      6,
+	"internal/cli":       7,
+	"deploy/baseline":    0, // manifests, embedded
 }
 
 // sideways lists the imports within a layer that are allowed, with the reason.
@@ -74,7 +78,7 @@ var rules = []rule{
 		forbidden: "sigs.k8s.io", witness: "sigs.k8s.io/yaml", why: "Kubernetes is known from L3 on",
 	},
 	{
-		from:      []string{"internal/packet", "internal/policy", "internal/flow", "internal/control", "internal/kube", "internal/manifests"},
+		from:      []string{"internal/packet", "internal/policy", "internal/flow", "internal/control", "internal/kube", "internal/manifests", "internal/cli", "cmd/postern"},
 		forbidden: "github.com/cilium/ebpf", witness: "github.com/cilium/ebpf", why: "must build on macOS and Windows",
 	},
 	{
@@ -88,6 +92,10 @@ var rules = []rule{
 	{
 		from: []string{""}, except: []string{"internal/kube"}, direct: true,
 		forbidden: "k8s.io/client-go", witness: "k8s.io/client-go/rest", why: "objects come through kube",
+	},
+	{
+		from:      []string{"internal/cli", "cmd/postern"},
+		forbidden: "k8s.io/client-go", witness: "k8s.io/client-go/rest", why: "files and the agent's socket are all that the CLI reads",
 	},
 	{
 		from:      []string{"api", "internal", "cmd"},
@@ -282,7 +290,7 @@ func TestAPIImports(t *testing.T) {
 func TestOtherSystems(t *testing.T) {
 	for _, goos := range []string{"darwin", "windows"} {
 		cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{if .Error}}{{.ImportPath}}: {{.Error}}{{end}}",
-			"./api/...", "./internal/packet", "./internal/policy", "./internal/flow", "./internal/control", "./internal/kube", "./internal/manifests")
+			"./api/...", "./internal/packet", "./internal/policy", "./internal/flow", "./internal/control", "./internal/kube", "./internal/manifests", "./cmd/postern")
 		cmd.Dir = ".."
 		cmd.Env = append(cmd.Environ(), "GOOS="+goos)
 		if out, err := cmd.CombinedOutput(); err != nil || len(bytes.TrimSpace(out)) > 0 {
