@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -53,8 +52,9 @@ type IO struct {
 type app struct {
 	IO
 	colour bool
-	socket string
-	ran    bool // a command began: later errors are not about its arguments
+	socket string // --socket
+	lab    string // --lab
+	ran    bool   // a command began: later errors are not about its arguments
 }
 
 // exitError is an error with an exit code of its own. Without err there is
@@ -86,13 +86,13 @@ func Main(ctx context.Context, args []string, std IO) int {
 	a := newApp(std)
 	cmd := a.command()
 	cmd.SetArgs(args)
-	err := cmd.ExecuteContext(ctx)
+	cmd, err := cmd.ExecuteContextC(ctx)
 	code := a.exitCode(ctx, err)
 	var ee *exitError
 	if err != nil && (!errors.As(err, &ee) || ee.err != nil) && code != ExitInterrupted {
 		fmt.Fprintf(a.Err, "%s: %s\n", a.name(), cleanLines(err.Error()))
-		if code == ExitUsage {
-			fmt.Fprintf(a.Err, "Run '%s --help' for usage.\n", a.name())
+		if !a.ran {
+			fmt.Fprintf(a.Err, "Run '%s --help' for usage.\n", cmd.CommandPath())
 		}
 	}
 	return code
@@ -104,14 +104,13 @@ func newApp(std IO) *app {
 
 func (a *app) exitCode(ctx context.Context, err error) int {
 	var ee *exitError
-	var ce *exec.ExitError
 	switch {
 	case err == nil:
 		return ExitOK
 	case errors.As(err, &ee):
 		return ee.code
-	case errors.As(err, &ce) && ce.ExitCode() > 0:
-		return ce.ExitCode()
+	case errors.Is(err, control.ErrRequest):
+		return ExitUsage
 	case ctx.Err() != nil:
 		return ExitInterrupted
 	case !a.ran:
@@ -142,9 +141,9 @@ func (a *app) command() *cobra.Command {
 		Long: `postern shows what Postern enforces on this node, explains why a flow is allowed or
 denied, checks policies before they are used, and runs a lab to try all of it.
 
-It talks to the agent (posternd) of this node over a unix socket, as root:
---socket or POSTERN_SOCKET names another one. explain --manifests, policy validate
-and the lab need no agent.
+It talks to the agent (posternd) of this node over a unix socket, as root: --socket
+or POSTERN_SOCKET names another one, --lab one in a lab. 'explain --manifests',
+'policy validate' and the lab need no agent.
 
 ` + exitCodes,
 		Example: `  postern status
@@ -172,13 +171,35 @@ and the lab need no agent.
 	return root
 }
 
-// agentFlags gives a command that talks to an agent its flag.
+// agentFlags gives a command that talks to an agent its flags.
 func (a *app) agentFlags(cmd *cobra.Command) {
 	socket := control.DefaultSocket
 	if s := a.Getenv("POSTERN_SOCKET"); s != "" {
 		socket = s
 	}
 	cmd.Flags().StringVar(&a.socket, "socket", socket, "control socket of the agent; POSTERN_SOCKET changes the default")
+	cmd.Flags().StringVar(&a.lab, "lab", "", "ask the agent in a lab instead: NAME, or NAME/NODE")
+}
+
+// client returns a client of the agent that the flags name.
+func (a *app) client() (*control.Client, error) {
+	if a.lab == "" {
+		return control.NewClient(a.socket), nil
+	}
+	name, node, _ := strings.Cut(a.lab, "/")
+	var nodes []string
+	for _, s := range labSockets() {
+		if s.lab == name && (node == "" || s.node == node) {
+			nodes, a.socket = append(nodes, name+"/"+s.node), s.path
+		}
+	}
+	switch len(nodes) {
+	case 0:
+		return nil, &exitError{ExitNoAgent, fmt.Errorf("%w in lab %s: 'lab up --agent' starts a lab with agents", control.ErrNoAgent, a.lab)}
+	case 1:
+		return control.NewClient(a.socket), nil
+	}
+	return nil, usagef("lab %s has several agents: --lab %s", name, strings.Join(nodes, " or "))
 }
 
 // outputFlag adds -o and returns a function that tells whether it is json.
@@ -199,9 +220,13 @@ func outputFlag(cmd *cobra.Command) func() (bool, error) {
 // ask calls f with a client of the agent, with a progress line, and adds to
 // errors what helps.
 func (a *app) ask(ctx context.Context, f func(context.Context, *control.Client) error) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
 	done := a.progress("waiting for the agent at " + a.socket)
 	defer done()
-	return a.hint(f(ctx, control.NewClient(a.socket)))
+	return a.hint(f(ctx, c))
 }
 
 // hint adds to an error where else an agent listens.
@@ -209,10 +234,10 @@ func (a *app) hint(err error) error {
 	if !errors.Is(err, control.ErrNoAgent) {
 		return err
 	}
-	if found := labSockets(); len(found) > 0 {
-		return fmt.Errorf("%w\nthere is one in a lab: --socket %s", err, strings.Join(found, " or "))
+	for _, s := range labSockets() {
+		return fmt.Errorf("%w\nthere is one in a lab: --lab %s", err, s.lab)
 	}
-	return err
+	return fmt.Errorf("%w\n--socket names another place; 'lab up --agent' starts a lab to try things in", err)
 }
 
 // privileged adds to an error of something that only root may do how to do it.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/postern-dev/postern/internal/control"
 	"github.com/postern-dev/postern/internal/flow"
+	"github.com/postern-dev/postern/internal/policy"
 )
 
 func (a *app) endpointsCommand() *cobra.Command {
@@ -118,10 +119,24 @@ func (a *app) printRules(e control.Endpoint) error {
 	return t.flush()
 }
 
-// ruleText is a rule, or the datapath's reason with the word to filter by.
+// ruleText is a rule, with a word on those that no author wrote, or the datapath's
+// reason with its name.
 func ruleText(r flow.Rule) string {
-	if r.Reason != "" {
+	switch {
+	case r.Reason != "":
 		return r.Text + " [" + r.Reason + "]"
+	case r.Index == policy.IndexNoMatch:
+		return r.Text + " (no rule says no: Kubernetes' default)"
+	case r.Index == policy.IndexIsolation:
+		return r.Text + " (no rule of the pod's policies allows it)"
+	case r.Index == policy.IndexTierDefault:
+		return r.Text + " (no rule of the tier allows it)"
+	case r.Index == policy.IndexNode:
+		return r.Text + " (from the pod's own node)"
+	case r.Index == policy.IndexProtected:
+		return r.Text + " (an address that has to be named)"
+	case r.Index == policy.IndexCapacity:
+		return r.Text + " (the pod's rules do not fit)"
 	}
 	return r.Text
 }

@@ -27,7 +27,7 @@ func (a *app) flowsCommand() *cobra.Command {
 		Long: `What was allowed and dropped, by which rule; the newest last.
 
 A record is made of a flow's first packet, of each dropped packet, and of a flow's
-end ("closed"), which has the bytes in both directions. Both ends have their names;
+end ("closed"). SENT and BACK are bytes, from the opener and to it. Both ends have their names;
 an end outside of the cluster has its address. RULE is the rule that decided, or the
 reason in words with [its name], if no rule was asked. All filters must hold.
 
@@ -90,12 +90,16 @@ func (a *app) flows(ctx context.Context, f control.Filter, js bool) error {
 	n := 0
 	var t *table
 	if !js {
-		t = a.newTable("TIME", "DIRECTION", "FROM", "TO", "PORT", "VERDICT", "OUT", "BACK", "RULE")
+		t = a.newTable("TIME", "DIRECTION", "FROM", "TO", "PORT", "VERDICT", "SENT", "BACK", "RULE")
 		t.width = []int{12, 9, 16, 16, 9, 9, 5, 5, 4} // a table that grows while it is followed starts with some room
+	}
+	c, err := a.client()
+	if err != nil {
+		return err
 	}
 	done := a.progress("waiting for the agent at " + a.socket)
 	defer done()
-	err := control.NewClient(a.socket).Flows(ctx, f, func(r flow.Record) error {
+	err = c.Flows(ctx, f, func(r flow.Record) error {
 		if n == 0 {
 			done()
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
@@ -145,28 +146,43 @@ func isFile(path string) bool {
 // labAgent is an agent that runs in a lab.
 type labAgent struct{ node, socket, manifests string }
 
+// self is how the user runs this program as root.
+func (a *app) self() string {
+	name := a.name()
+	if strings.ContainsRune(a.Name, filepath.Separator) && name == "postern" {
+		name = a.Name
+	}
+	if a.Getenv("SUDO_USER") != "" {
+		name = "sudo " + name
+	}
+	return name
+}
+
 // printUp says how to go on.
 func (a *app) printUp(name string, agents []labAgent) error {
-	suffix := ""
+	lab, self := "", a.self()
 	if name != defaultLab {
-		suffix = " --lab " + name
+		lab = " --lab " + name
 	}
 	a.printf("Lab %s is up.\n\n", name)
 	if len(agents) == 0 {
-		a.printf("  postern lab exec%s shop/frontend -- curl -s http://203.0.113.80/\n  postern lab status %s\n  postern lab down %s\n", suffix, name, name)
+		a.printf("  %s lab status %s\n", self, name)
+		a.printf("  %s lab exec%s shop/frontend -- curl -sm 2 http://203.0.113.80/\n", self, lab)
+		a.printf("  %s lab down %s\n", self, name)
 		return nil
 	}
-	for _, ag := range agents {
-		a.printf("posternd enforces on %s what is in\n  %s\n", ag.node, ag.manifests)
+	node := ""
+	if len(agents) > 1 {
+		node = "/" + agents[0].node
 	}
-	first := agents[0]
-	a.printf("\nNo policy is there yet. Try:\n")
-	a.printf("  export POSTERN_SOCKET=%s\n", first.socket)
-	a.printf("  postern status\n")
-	a.printf("  postern lab exec%s shop/frontend -- curl -s http://203.0.113.66/\n", suffix)
-	a.printf("  cp deploy/baseline/*.yaml %s\n", first.manifests)
-	a.printf("  postern flows --verdict dropped --follow\n")
-	a.printf("  postern lab down %s\n", name)
+	a.printf("posternd runs on %s and enforces what is in\n  %s\n", plural(len(agents), "node"), agents[0].manifests)
+	a.printf("\nThere is no policy yet, so this reaches a host that it should not:\n")
+	a.printf("  %s lab exec%s shop/frontend -- curl -sm 2 http://203.0.113.66/\n", self, lab)
+	a.printf("\nPut the baseline in force, try again, and see what was dropped and why:\n")
+	a.printf("  sudo cp deploy/baseline/*.yaml %s/\n", agents[0].manifests)
+	a.printf("  %s status --lab %s\n", self, name+node)
+	a.printf("  %s flows --lab %s --verdict dropped\n", self, name+node)
+	a.printf("\nThe end of it:\n  %s lab down %s\n", self, name)
 	return nil
 }
 
@@ -278,8 +294,8 @@ func (a *app) printLab(s lab.Status) error {
 		return err
 	}
 	for _, socket := range labSockets() {
-		if strings.HasPrefix(socket, s.Dir+string(filepath.Separator)) {
-			a.printf("\nagent: --socket %s\n", socket)
+		if socket.lab == s.Name {
+			a.printf("\nagent on %s: --lab %s (%s)\n", socket.node, s.Name+"/"+socket.node, socket.path)
 		}
 	}
 	return nil
@@ -324,8 +340,12 @@ The exit code is the command's.`,
 		if err != nil {
 			return a.labErr(name, err)
 		}
-		err = l.Exec(cmd.Context(), target, lab.Streams{In: a.In, Out: a.Out, Err: a.Err}, args[0], args[1:]...)
-		return a.labErr(name, errors.Join(err, l.Close()))
+		err = errors.Join(l.Exec(cmd.Context(), target, lab.Streams{In: a.In, Out: a.Out, Err: a.Err}, args[0], args[1:]...), l.Close())
+		var exit *exec.ExitError
+		if errors.As(err, &exit) && exit.ExitCode() > 0 {
+			return &exitError{code: exit.ExitCode()}
+		}
+		return a.labErr(name, err)
 	}
 	return cmd
 }
@@ -342,11 +362,19 @@ func (a *app) labServeCommand() *cobra.Command {
 	}
 }
 
-// labSockets are the control sockets of agents in labs.
-func labSockets() []string {
+// labSocket is the control socket of an agent in a lab.
+type labSocket struct{ lab, node, path string }
+
+// labSockets returns all of them, by lab and node.
+func labSockets() []labSocket {
 	found, err := filepath.Glob(filepath.Join(lab.Root, "*", "agent-*", "agent.sock"))
 	if err != nil {
 		return nil
 	}
-	return found
+	out := make([]labSocket, 0, len(found))
+	for _, path := range found {
+		dir := filepath.Dir(path)
+		out = append(out, labSocket{filepath.Base(filepath.Dir(dir)), strings.TrimPrefix(filepath.Base(dir), "agent-"), path})
+	}
+	return out
 }

@@ -108,6 +108,8 @@ func verdict(s control.Status, all int) (style, string) {
 		return yellow, "NOTHING TO ENFORCE: no pod of this node is known. Pods come from the manifests; check that their nodeName is " + s.Node + "."
 	case open > 0:
 		return yellow, fmt.Sprintf("OK, WITH A GAP: %d of %s can't be enforced; see the warnings above.", open, plural(all, "endpoint"))
+	case len(s.Policies) == 0:
+		return yellow, fmt.Sprintf("NO POLICY: %s armed, and every pod may reach everything until there is a policy.", areIs(all, "endpoint"))
 	case warnings > 0:
 		return yellow, fmt.Sprintf("OK, WITH %s: %s enforced.", strings.ToUpper(plural(warnings, "warning")), areIs(all, "endpoint"))
 	}

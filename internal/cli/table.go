@@ -65,6 +65,9 @@ func (t *table) add(row ...cell) {
 func (t *table) flush() error {
 	var b strings.Builder
 	for _, row := range t.rows {
+		for len(row) > 0 && row[len(row)-1].text == "" {
+			row = row[:len(row)-1]
+		}
 		for i, c := range row {
 			pad := 0
 			if i < len(t.width) {

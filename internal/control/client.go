@@ -18,6 +18,10 @@ import (
 // ErrNoAgent is wrapped by errors of a Client that finds no agent at its socket.
 var ErrNoAgent = errors.New("no agent")
 
+// ErrRequest is wrapped by errors of a Client whose question made no sense to the
+// agent, such as one about a pod that does not exist.
+var ErrRequest = errors.New("bad request")
+
 // Client talks to one agent.
 type Client struct {
 	http   *http.Client
@@ -52,16 +56,28 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (io.Read
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%s: permission denied; the agent answers root only: run with sudo: %w", c.socket, err)
 	case err != nil && ctx.Err() == nil:
-		return nil, fmt.Errorf("%w at %s: is posternd agent running on this node? (--socket names another place): %w", ErrNoAgent, c.socket, err)
+		return nil, fmt.Errorf("%w at %s (%w): is posternd agent running on this node?", ErrNoAgent, c.socket, cause(err))
 	case err != nil:
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	if res.StatusCode != http.StatusOK {
 		defer func() { _ = res.Body.Close() }()
 		text, _ := io.ReadAll(io.LimitReader(res.Body, 4096))
+		if res.StatusCode == http.StatusBadRequest {
+			return nil, fmt.Errorf("%w: %s", ErrRequest, strings.TrimSpace(string(text)))
+		}
 		return nil, fmt.Errorf("agent: %s", strings.TrimSpace(string(text)))
 	}
 	return res.Body, nil
+}
+
+// cause leaves out of an error what http and net say of themselves.
+func cause(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err
+	}
+	return err
 }
 
 func (c *Client) get(ctx context.Context, path string, to any) error {
