@@ -105,6 +105,24 @@ __noinline int emit_close(const struct endpoint *ep, const struct flow_key *k, c
 	return 0;
 }
 
+/* Exact too: what a rule admitted, and what the slot's pod had admitted. */
+static __always_inline void count_accept(__u32 slot, __u32 rule, __u64 packets, __u64 bytes)
+{
+	struct stats *s;
+
+	rule &= RULE_MASK;
+	s = bpf_map_lookup_elem(&rule_accepts, &rule);
+	if (s) {
+		s->packets += packets;
+		s->bytes += bytes;
+	}
+	s = bpf_map_lookup_elem(&slot_accepts, &slot);
+	if (s) {
+		s->packets += packets;
+		s->bytes += bytes;
+	}
+}
+
 struct collect_ctx {
 	const struct settings *cfg;
 	const struct endpoint *ep;

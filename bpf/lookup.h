@@ -146,26 +146,29 @@ __noinline __u32 trie_walk(const struct addr *a, __u32 world)
  */
 __noinline __u32 ruleset_lookup(__u32 world, __u32 ruleset, __u32 class, __u32 protoport)
 {
-	struct table_key key = { .ruleset = ruleset, .class = class & CLASS_MASK };
-	void *tbl = bpf_map_lookup_elem(&tables, &world);
+	void *tbl = bpf_map_lookup_elem(&cells, &world);
 	void *ents = bpf_map_lookup_elem(&entries, &world);
-	struct list_ref *list;
+	__u32 lo, n, mid, at;
 	struct entry *e;
-	__u32 lo, n, mid;
+	__u64 *cell;
 	int i;
 
-	if (!tbl || !ents)
+	if (!tbl || !ents || !ruleset)
 		return REASON_NO_RULESET;
-	list = bpf_map_lookup_elem(tbl, &key);
-	if (!list) {
-		key.class = 0;
-		list = bpf_map_lookup_elem(tbl, &key);
-		if (!list)
-			return REASON_NO_RULESET;
-	}
+	class &= CLASS_MASK;
+	at = ruleset + (class >> CELL_PAGE_BITS);
+	cell = bpf_map_lookup_elem(tbl, &at);
+	if (!cell)
+		return REASON_NO_RULESET;
+	at = (__u32)*(volatile __u64 *)cell + (class & ((1 << CELL_PAGE_BITS) - 1));
+	cell = bpf_map_lookup_elem(tbl, &at);
+	if (!cell)
+		return REASON_NO_RULESET;
 	/* Last entry with start <= protoport; the first starts at 0. */
-	lo = list->off;
-	n = list->len;
+	lo = *cell >> CELL_LEN_BITS;
+	n = *cell & ((1 << CELL_LEN_BITS) - 1);
+	if (!n)
+		return REASON_NO_RULESET;
 	for (i = 0; i < LIST_STEPS; i++) {
 		__u32 half = n >> 1;
 

@@ -9,8 +9,6 @@
 /* Types that only inner maps and user space name: without a use they are missing in BTF. */
 #define IN_BTF(type) const struct type *unused_##type __attribute__((unused))
 IN_BTF(trie_node);
-IN_BTF(table_key);
-IN_BTF(list_ref);
 IN_BTF(entry);
 IN_BTF(service_key);
 IN_BTF(service);
@@ -128,13 +126,14 @@ struct world_runs {
 };
 WORLD_MAP(trie_runs, world_runs);
 
-struct world_tables {
-	__uint(type, BPF_MAP_TYPE_HASH);
+struct world_cells {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
-	__type(key, struct table_key);
-	__type(value, struct list_ref);
+	__uint(map_flags, BPF_F_INNER_MAP | BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64);
 };
-WORLD_MAP(tables, world_tables);
+WORLD_MAP(cells, world_cells);
 
 struct world_entries {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -162,7 +161,24 @@ struct {
 	__type(value, __u32);
 } self_backends SEC(".maps");
 
-/* Exact counts per endpoint and rule, made on first use. */
+/* First packets that a rule admitted, by rule ID, for the whole node; exact. */
+#define MAX_RULES 262144
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, MAX_RULES);
+	__type(key, __u32);
+	__type(value, struct stats);
+} rule_accepts SEC(".maps");
+
+/* The same by slot. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, MAX_ENDPOINTS);
+	__type(key, __u32);
+	__type(value, struct stats);
+} slot_accepts SEC(".maps");
+
+/* Drops, exact per endpoint and rule, made on first use. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, 262144);

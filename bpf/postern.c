@@ -415,7 +415,7 @@ __noinline int flow_verdict(struct __sk_buff *skb, struct ctx *c, const struct e
 		touch(c, f);
 		goto admitted;
 	}
-	count_rule(ep->gen, c->a.rule, c->segs, c->len);
+	count_accept(c->slot, c->a.rule, c->segs, c->len);
 	if ((c->p.proto == IPPROTO_ICMP || c->p.proto == IPPROTO_ICMPV6) && !echo) {
 		emit_verdict(c, ep->gen);
 		goto admitted;

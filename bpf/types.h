@@ -79,7 +79,7 @@ enum endpoint_flags {
 struct endpoint {
 	__u32 gen;	/* unique for each incarnation; 0 is never used */
 	__u32 ifindex;	/* host side */
-	__u32 ruleset[2][2]; /* [enforced, staged][direction]; staged 0: none */
+	__u32 ruleset[2][2]; /* [enforced, staged][direction]: directory in `cells`; 0: none */
 	__u32 flags;
 	__u8 world;
 	__u8 naddrs;
@@ -147,13 +147,14 @@ struct trie_node {
 #define CLASS_NODE 0x40000000u /* address of a node: NodePorts answer here */
 #define CLASS_MASK 0x3fffffffu
 
-/* (ruleset, class) -> list of intervals. Class 0 holds the ruleset's default list. */
-struct table_key {
-	__u32 ruleset, class;
-};
-struct list_ref {
-	__u32 off, len;
-};
+/*
+ * (ruleset, class) -> list of intervals, in one array of 64-bit cells per world.
+ * A ruleset is a directory: cell i says where the page of classes 64*i to 64*i+63
+ * begins; it has one for each class that exists in the world. A page's cells are
+ * lists: offset in `entries` << 24 | length. Cell 0 is never used.
+ */
+#define CELL_PAGE_BITS 6
+#define CELL_LEN_BITS 24
 
 /*
  * One interval of a list: from `start` to the next entry's start the verdict is
@@ -212,7 +213,7 @@ struct stats_key {
 	__u32 rule; /* rule ID or enum reason, without verdict bits */
 };
 struct stats {
-	__u64 packets, bytes; /* packets that this rule decided itself: first packets and drops */
+	__u64 packets, bytes; /* packets that were decided here: first packets and drops */
 };
 
 enum event_type { EVENT_VERDICT = 1, EVENT_CLOSE = 2 };

@@ -10,8 +10,10 @@ import (
 var (
 	descEndpoints = prometheus.NewDesc("postern_endpoints", "Pods of this node by state.", []string{"state"}, nil)
 	descRevision  = prometheus.NewDesc("postern_datapath_revision", "Number of the revision that the kernel enforces.", nil, nil)
-	descPackets   = prometheus.NewDesc("postern_rule_packets_total", "Packets that a rule decided itself: first packets and drops. Exact.", []string{"namespace", "pod", "rule", "reason", "verdict"}, nil)
-	descBytes     = prometheus.NewDesc("postern_rule_bytes_total", "Bytes of those packets, whole frames.", []string{"namespace", "pod", "rule", "reason", "verdict"}, nil)
+	descPackets   = prometheus.NewDesc("postern_dropped_packets_total", "Packets of or to a pod that a rule or reason dropped. Exact.", []string{"namespace", "pod", "rule", "reason"}, nil)
+	descBytes     = prometheus.NewDesc("postern_dropped_bytes_total", "Bytes of those packets, whole frames.", []string{"namespace", "pod", "rule", "reason"}, nil)
+	descAccepted  = prometheus.NewDesc("postern_accepted_flows_total", "First packets of or to a pod that policy admitted. Exact.", []string{"namespace", "pod"}, nil)
+	descRule      = prometheus.NewDesc("postern_rule_accepted_flows_total", "First packets that a rule admitted on this node. Exact.", []string{"rule"}, nil)
 	descLost      = prometheus.NewDesc("postern_events_lost_total", "Events for which the ring buffer had no room. Counters are exact all the same.", nil, nil)
 	descRefused   = prometheus.NewDesc("postern_flows_refused_total", "Flows for which a pod's flow table had no room.", nil, nil)
 	descProblems  = prometheus.NewDesc("postern_problems", "What postern status lists.", []string{"severity"}, nil)
@@ -25,7 +27,7 @@ type collector struct {
 
 // Describe is prometheus.Collector's.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descEndpoints, descRevision, descPackets, descBytes, descLost, descRefused, descProblems, descEntries} {
+	for _, d := range []*prometheus.Desc{descEndpoints, descRevision, descPackets, descBytes, descAccepted, descRule, descLost, descRefused, descProblems, descEntries} {
 		ch <- d
 	}
 }
@@ -66,18 +68,23 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			return
 		}
 		for _, ep := range eps {
+			counter(descAccepted, float64(ep.Forwarded), ep.Namespace, ep.Name)
 			for _, r := range ep.Rules {
-				verdict := "dropped"
-				if c.a.accepts(r.Rule.ID) {
-					verdict = "forwarded"
-				}
 				text := r.Rule.Text
 				if r.Rule.Reason != "" {
 					text = ""
 				}
-				counter(descPackets, float64(r.Packets), ep.Namespace, ep.Name, text, r.Rule.Reason, verdict)
-				counter(descBytes, float64(r.Bytes), ep.Namespace, ep.Name, text, r.Rule.Reason, verdict)
+				counter(descPackets, float64(r.Packets), ep.Namespace, ep.Name, text, r.Rule.Reason)
+				counter(descBytes, float64(r.Bytes), ep.Namespace, ep.Name, text, r.Rule.Reason)
 			}
+		}
+		accepted, err := c.a.dp.AcceptedByRule(c.a.names.ids())
+		if err != nil {
+			ch <- prometheus.NewInvalidMetric(descRule, err)
+			return
+		}
+		for id, n := range accepted {
+			counter(descRule, float64(n.Packets), c.a.rule(id).Text)
 		}
 	})
 }

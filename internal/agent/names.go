@@ -117,6 +117,15 @@ func (n *nameLog) ruleID(ref policy.RuleRef) uint32 {
 	return id
 }
 
+// ids returns the numbers of all rules that are known.
+func (n *nameLog) ids() []uint32 {
+	out := make([]uint32, 0, len(n.refs))
+	for id := range n.refs {
+		out = append(out, id)
+	}
+	return out
+}
+
 func (n *nameLog) setPod(gen uint32, p podName) {
 	if n.pods[gen] == p {
 		return

@@ -19,7 +19,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-dev/postern/internal/control"
-	"github.com/postern-dev/postern/internal/flow"
 	"github.com/postern-dev/postern/internal/kube"
 	"github.com/postern-dev/postern/internal/policy"
 )
@@ -179,7 +178,7 @@ func (a *Agent) status() (control.Status, error) {
 	st := a.dp.Contents().Stats()
 	s.Kernel = map[string]int{
 		"prefixes": st.Prefixes, "classes": st.Classes, "trie_nodes": st.Nodes, "rulesets": st.Rulesets,
-		"table_entries": st.TableEntries, "list_entries": st.ListEntries, "services": st.Services,
+		"cells": st.Cells, "list_entries": st.ListEntries, "services": st.Services,
 	}
 	c, err := a.dp.Counters()
 	s.EventsLost, s.FlowsRefused = c.EventsLost, c.FlowsRefused
@@ -234,43 +233,17 @@ func (a *Agent) listEndpoints() ([]control.Endpoint, error) {
 				return cmp.Or(cmp.Compare(b.Packets, a.Packets), cmp.Compare(a.Rule.ID, b.Rule.ID))
 			})
 			for _, r := range e.Rules {
-				if a.accepts(r.Rule.ID) {
-					e.Forwarded += r.Packets
-				} else {
-					e.Dropped += r.Packets
-				}
+				e.Dropped += r.Packets
 			}
+			accepted, err := a.dp.Accepted(ep.ifindex)
+			if err != nil {
+				return nil, err
+			}
+			e.Forwarded = accepted.Packets
 		}
 		out = append(out, e)
 	}
 	return out, nil
-}
-
-// accepts reports whether packets counted under a rule were forwarded.
-func (a *Agent) accepts(id uint32) bool {
-	if id < uint32(flow.ReasonMax) {
-		return flow.Reason(id).Accepts()
-	}
-	ref := a.names.refs[id]
-	switch ref.Index {
-	case policy.IndexNoMatch, policy.IndexSelf, policy.IndexNode:
-		return true
-	}
-	if ref.Index < 0 || a.snapshot == nil {
-		return false
-	}
-	for i := range a.snapshot.Policies {
-		p := &a.snapshot.Policies[i]
-		if p.Kind != ref.Kind || p.Namespace != ref.Namespace || p.Name != ref.Policy {
-			continue
-		}
-		for j := range p.Rules[ref.Direction] {
-			if p.Rules[ref.Direction][j].Index == ref.Index {
-				return p.Rules[ref.Direction][j].Action == policy.Accept
-			}
-		}
-	}
-	return false
 }
 
 func (a *Agent) listPolicies() ([]control.Policy, error) {

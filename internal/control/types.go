@@ -59,10 +59,10 @@ type Endpoint struct {
 	// Egress and Ingress are isolated if some policy governs the direction, else open.
 	Egress  string `json:"egress"`
 	Ingress string `json:"ingress"`
-	// Dropped and Forwarded count packets that a rule decided itself: drops, and first packets.
+	// Dropped counts dropped packets, Forwarded first packets that were admitted. Both are exact.
 	Dropped   uint64 `json:"dropped"`
 	Forwarded uint64 `json:"forwarded"`
-	// Rules are the exact counters behind them, most packets first.
+	// Rules are the exact counters of drops, most packets first.
 	Rules []RuleCount `json:"rules,omitempty"`
 }
 

@@ -169,7 +169,7 @@ func BenchmarkFirst(b *testing.B) {
 		for _, v6 := range []bool{false, true} {
 			b.Run(fmt.Sprintf("rules=%d/cidrs=%d/v6=%v", size.rules, size.cidrs, v6), func(b *testing.B) {
 				rng := rand.New(rand.NewPCG(1, 1))
-				r := newRig(b, datapath.Config{NoCatchAll: true, FlowQuota: 1 << 21})
+				r := newRig(b, datapath.Config{NoCatchAll: true})
 				s := benchSnapshot(rng, size.rules, size.cidrs)
 				r.load(s)
 				spec := r.pods[policy.PodKey{Namespace: "bench", Name: "pod"}]
@@ -181,6 +181,7 @@ func BenchmarkFirst(b *testing.B) {
 				host := hostMAC(b, spec)
 				copy(frame, host[:])
 				b.ResetTimer()
+				b.ReportMetric(testRun(b, progs.BenchEmpty, spec, frame), "empty-ns/op")
 				nothing := testRun(b, progs.BenchNothing, spec, frame)
 				first := testRun(b, progs.BenchFirst, spec, frame)
 				b.ReportMetric(first-nothing, "net-ns/op")

@@ -206,14 +206,14 @@ type Binding struct {
 
 // Apply makes a revision real: contents first, then the endpoints' bindings
 // (by ifindex; endpoints that are not named keep theirs), then the revision
-// number, then removals. When it returns without an error, no packet is judged
+// number. When it returns without an error, no packet is judged
 // by the state before. Errors about single rulesets are joined; the endpoints
 // that name such a ruleset are denied (I6).
 func (d *Datapath) Apply(u mapstate.Update, bindings map[int]Binding) error {
 	ch, stateErr := d.state.Apply(u)
 	c := d.state.Contents()
 	var old *world
-	if d.world == nil || !d.world.fits(c) {
+	if d.world == nil || ch.Relayout || !d.world.fits(c) {
 		w, err := d.replaceWorld(c)
 		if err != nil {
 			return errors.Join(stateErr, err)
@@ -239,9 +239,6 @@ func (d *Datapath) Apply(u mapstate.Update, bindings map[int]Binding) error {
 	d.revision++
 	errs = append(errs, d.config.store(0, settingsRevision, d.revision), grace())
 	if err := errors.Join(errs...); err != nil {
-		return errors.Join(stateErr, err)
-	}
-	if err := d.world.late(ch); err != nil {
 		return errors.Join(stateErr, err)
 	}
 	d.state.Freed()

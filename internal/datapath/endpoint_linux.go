@@ -99,7 +99,7 @@ func (d *Datapath) Arm(spec EndpointSpec, b Binding) error {
 		return err
 	}
 	ep = &endpoint{spec: spec, binding: b, slot: slot, entry: bpf.PosternEndpoint{Gen: gen}}
-	if err := d.newFlowTable(slot); err != nil {
+	if err := errors.Join(d.newFlowTable(slot), d.resetAccepted(slot)); err != nil {
 		return fmt.Errorf("interface %s: %w", spec.Interface, err)
 	}
 	d.endpoints[spec.Ifindex] = ep

@@ -82,10 +82,10 @@ func verdictOf(rule uint32) policy.Verdict {
 // RuleKey names a counter: an endpoint's generation and a rule ID or flow.Reason.
 type RuleKey struct{ Generation, Rule uint32 }
 
-// RuleCount counts what a rule decided itself: first packets and drops.
+// RuleCount counts packets that a rule decided: drops, or first packets.
 type RuleCount struct{ Packets, Bytes uint64 }
 
-// RuleCounts reads the exact counters.
+// RuleCounts reads the exact counters of drops.
 func (d *Datapath) RuleCounts() (map[RuleKey]RuleCount, error) {
 	out := map[RuleKey]RuleCount{}
 	var k bpf.PosternStatsKey
@@ -103,6 +103,55 @@ func (d *Datapath) RuleCounts() (map[RuleKey]RuleCount, error) {
 		return nil, fmt.Errorf("rule_stats: %w", err)
 	}
 	return out, nil
+}
+
+// AcceptedByRule reads, by rule ID, what each rule admitted on this node.
+func (d *Datapath) AcceptedByRule(ids []uint32) (map[uint32]RuleCount, error) {
+	out := map[uint32]RuleCount{}
+	for _, id := range ids {
+		c, err := sumStats(d.objs.RuleAccepts, id)
+		if err != nil {
+			return nil, err
+		}
+		if c.Packets > 0 {
+			out[id] = c
+		}
+	}
+	return out, nil
+}
+
+// Accepted reads what an endpoint had admitted: first packets.
+func (d *Datapath) Accepted(ifindex int) (RuleCount, error) {
+	ep := d.endpoints[ifindex]
+	if ep == nil {
+		return RuleCount{}, nil
+	}
+	return sumStats(d.objs.SlotAccepts, ep.slot)
+}
+
+func sumStats(m *ebpf.Map, key uint32) (RuleCount, error) {
+	var per []bpf.PosternStats
+	if err := m.Lookup(key, &per); err != nil {
+		return RuleCount{}, fmt.Errorf("%s: %w", m, err)
+	}
+	var sum RuleCount
+	for _, s := range per {
+		sum.Packets += s.Packets
+		sum.Bytes += s.Bytes
+	}
+	return sum, nil
+}
+
+// resetAccepted makes a slot's count that of a new incarnation.
+func (d *Datapath) resetAccepted(slot uint32) error {
+	n, err := ebpf.PossibleCPU()
+	if err != nil {
+		return fmt.Errorf("cpus: %w", err)
+	}
+	if err := d.objs.SlotAccepts.Put(slot, make([]bpf.PosternStats, n)); err != nil {
+		return fmt.Errorf("slot_accepts: %w", err)
+	}
+	return nil
 }
 
 func (d *Datapath) dropStats(gen uint32) error {

@@ -57,6 +57,15 @@ func (s *shared) store(i, off int, v uint32) error {
 	return nil
 }
 
+// store64 writes one 64-bit element, likewise.
+func (s *shared) store64(i int, v uint64) error {
+	if i < 0 || i >= s.len || s.stride != 8 {
+		return fmt.Errorf("element %d of %d: %w", i, s.len, ErrCapacity)
+	}
+	atomic.StoreUint64((*uint64)(unsafe.Pointer(&s.mem[i*8])), v) //nolint:gosec // bounds are checked above
+	return nil
+}
+
 func (s *shared) load(i, off int) uint32 {
 	p := s.word(i, off)
 	if p == nil {

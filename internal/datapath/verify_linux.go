@@ -9,7 +9,6 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/postern-dev/postern/internal/datapath/bpf"
-	"github.com/postern-dev/postern/internal/datapath/mapstate"
 )
 
 // ErrNotEnforced is wrapped by Verify's errors: what the kernel holds is not what it should.
@@ -63,9 +62,13 @@ func (d *Datapath) Verify(ifindex int) error {
 		if d.world == nil || uint32(e.World) != d.world.index {
 			continue // adopted: judged by a world of a former process
 		}
-		var ref mapstate.ListRef
-		if err := d.world.tables.Lookup(mapstate.TableKey{Ruleset: id}, &ref); err != nil {
-			return bad("ruleset %d is not in the kernel: %v", id, err)
+		c := d.state.Contents()
+		page, err := d.world.readCell(id)
+		if err != nil || page != c.Cells[id] {
+			return bad("ruleset %d is not in the kernel as written (%v)", id, err)
+		}
+		if list, err := d.world.readCell(uint32(page)); err != nil || list != c.Cells[page] {
+			return bad("the default list of ruleset %d is not in the kernel as written (%v)", id, err)
 		}
 	}
 	if d.catchAll != nil && d.catchAll.devices[chainName(ifindex)] != ep.spec.Interface {
@@ -147,4 +150,13 @@ func (d *Datapath) Renew(ifindex int) error {
 	ep.entry.Gen = gen
 	ep.written = false // the entry differs in its generation
 	return nil
+}
+
+// readCell asks the kernel, not the mapped memory.
+func (w *world) readCell(i uint32) (uint64, error) {
+	var v uint64
+	if err := w.cells.Lookup(i, &v); err != nil {
+		return 0, fmt.Errorf("cells: %w", err)
+	}
+	return v, nil
 }

@@ -15,17 +15,17 @@ type world struct {
 	roots    *ebpf.Map
 	nodes    *ebpf.Map
 	runs     *ebpf.Map
-	tables   *ebpf.Map
+	cells    *ebpf.Map
 	entries  *ebpf.Map
 	services *ebpf.Map
 
-	rootMem, nodeMem, runMem, entryMem *shared
+	rootMem, nodeMem, runMem, entryMem, cellMem *shared
 }
 
 // outer returns the six maps of maps, in the order of world's fields.
 func (d *Datapath) outer() []*ebpf.Map {
 	o := &d.objs
-	return []*ebpf.Map{o.TrieRoots, o.TrieNodes, o.TrieRuns, o.Tables, o.Entries, o.Services}
+	return []*ebpf.Map{o.TrieRoots, o.TrieNodes, o.TrieRuns, o.Cells, o.Entries, o.Services}
 }
 
 // room is the capacity for n elements: half as much again, so that most
@@ -55,7 +55,7 @@ func (d *Datapath) newWorld(index uint32, c mapstate.Contents) (w *world, err er
 	make(&w.roots, "trie_roots", mapstate.Roots)
 	make(&w.nodes, "trie_nodes", room(len(c.Nodes), 1024))
 	make(&w.runs, "trie_runs", room(len(c.Runs), 4096))
-	make(&w.tables, "tables", room(len(c.Tables), 4096))
+	make(&w.cells, "cells", room(len(c.Cells), 16384))
 	make(&w.entries, "entries", room(len(c.Entries), 8192))
 	make(&w.services, "services", room(len(c.Services), 1024))
 	if err != nil {
@@ -64,7 +64,7 @@ func (d *Datapath) newWorld(index uint32, c mapstate.Contents) (w *world, err er
 	for _, m := range []struct {
 		dst **shared
 		m   *ebpf.Map
-	}{{&w.rootMem, w.roots}, {&w.nodeMem, w.nodes}, {&w.runMem, w.runs}, {&w.entryMem, w.entries}} {
+	}{{&w.rootMem, w.roots}, {&w.nodeMem, w.nodes}, {&w.runMem, w.runs}, {&w.entryMem, w.entries}, {&w.cellMem, w.cells}} {
 		if *m.dst, err = mapShared(m.m); err != nil {
 			return w, err
 		}
@@ -72,11 +72,11 @@ func (d *Datapath) newWorld(index uint32, c mapstate.Contents) (w *world, err er
 	err = errors.Join(
 		copyIn(w.nodeMem, 0, c.Nodes), copyIn(w.runMem, 0, c.Runs),
 		copyIn(w.entryMem, 0, c.Entries), copyIn(w.rootMem, 0, c.Roots),
-		putAll(w.tables, c.Tables), putAll(w.services, c.Services))
+		copyIn(w.cellMem, 0, c.Cells), putAll(w.services, c.Services))
 	if err != nil {
 		return w, err
 	}
-	for i, m := range []*ebpf.Map{w.roots, w.nodes, w.runs, w.tables, w.entries, w.services} {
+	for i, m := range []*ebpf.Map{w.roots, w.nodes, w.runs, w.cells, w.entries, w.services} {
 		if err = d.outer()[i].Put(index, m); err != nil {
 			return w, fmt.Errorf("world %d: %w", index, err)
 		}
@@ -86,10 +86,10 @@ func (d *Datapath) newWorld(index uint32, c mapstate.Contents) (w *world, err er
 
 func (w *world) close() error {
 	var errs []error
-	for _, s := range []*shared{w.rootMem, w.nodeMem, w.runMem, w.entryMem} {
+	for _, s := range []*shared{w.rootMem, w.nodeMem, w.runMem, w.entryMem, w.cellMem} {
 		errs = append(errs, s.close())
 	}
-	for _, m := range []*ebpf.Map{w.roots, w.nodes, w.runs, w.tables, w.entries, w.services} {
+	for _, m := range []*ebpf.Map{w.roots, w.nodes, w.runs, w.cells, w.entries, w.services} {
 		if m != nil {
 			errs = append(errs, m.Close())
 		}
@@ -100,7 +100,7 @@ func (w *world) close() error {
 // fits reports whether contents have room in w's maps.
 func (w *world) fits(c mapstate.Contents) bool {
 	return len(c.Nodes) <= w.nodeMem.len && len(c.Runs) <= w.runMem.len && len(c.Entries) <= w.entryMem.len &&
-		len(c.Tables) <= int(w.tables.MaxEntries()) && len(c.Services) <= int(w.services.MaxEntries())
+		len(c.Cells) <= w.cellMem.len && len(c.Services) <= int(w.services.MaxEntries())
 }
 
 // early writes what is not reachable yet, then the pointers.
@@ -120,8 +120,16 @@ func (w *world) early(c mapstate.Contents, ch *mapstate.Changes) error {
 			return fmt.Errorf("entries: %w", err)
 		}
 	}
-	if err := putAll(w.tables, ch.Tables); err != nil {
-		return fmt.Errorf("tables: %w", err)
+	for _, b := range ch.Cells {
+		if b.Len == 1 { // may be read by those who ask for its neighbours
+			if err := w.cellMem.store64(int(b.Off), c.Cells[b.Off]); err != nil {
+				return fmt.Errorf("cells: %w", err)
+			}
+			continue
+		}
+		if err := copyIn(w.cellMem, int(b.Off), c.Cells[b.Off:b.Off+b.Len]); err != nil {
+			return fmt.Errorf("cells: %w", err)
+		}
 	}
 	for _, i := range ch.Pointers {
 		if err := w.runMem.store(int(i), 0, c.Runs[i]); err != nil {
@@ -139,16 +147,6 @@ func (w *world) early(c mapstate.Contents, ch *mapstate.Changes) error {
 	for _, k := range ch.ServicesRemoved {
 		if err := w.services.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("services: %w", err)
-		}
-	}
-	return nil
-}
-
-// late removes what nobody asks for any more.
-func (w *world) late(ch *mapstate.Changes) error {
-	for _, k := range ch.TablesRemoved {
-		if err := w.tables.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("tables: %w", err)
 		}
 	}
 	return nil

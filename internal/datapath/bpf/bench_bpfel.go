@@ -19,6 +19,7 @@ const (
 	BenchMapActive           = "active"
 	BenchMapBenchNext        = "bench_next"
 	BenchMapBenchTargets     = "bench_targets"
+	BenchMapCells            = "cells"
 	BenchMapCollected        = "collected"
 	BenchMapConfig           = "config"
 	BenchMapCounters         = "counters"
@@ -28,11 +29,12 @@ const (
 	BenchMapEntries          = "entries"
 	BenchMapEvents           = "events"
 	BenchMapFlows            = "flows"
+	BenchMapRuleAccepts      = "rule_accepts"
 	BenchMapRuleStats        = "rule_stats"
 	BenchMapScratch          = "scratch"
 	BenchMapSelfBackends     = "self_backends"
 	BenchMapServices         = "services"
-	BenchMapTables           = "tables"
+	BenchMapSlotAccepts      = "slot_accepts"
 	BenchMapTrieNodes        = "trie_nodes"
 	BenchMapTrieRoots        = "trie_roots"
 	BenchMapTrieRuns         = "trie_runs"
@@ -49,11 +51,9 @@ const (
 	BenchVarUnusedEventType  = "unused_event_type"
 	BenchVarUnusedFlow       = "unused_flow"
 	BenchVarUnusedFlowKey    = "unused_flow_key"
-	BenchVarUnusedListRef    = "unused_list_ref"
 	BenchVarUnusedReason     = "unused_reason"
 	BenchVarUnusedService    = "unused_service"
 	BenchVarUnusedServiceKey = "unused_service_key"
-	BenchVarUnusedTableKey   = "unused_table_key"
 	BenchVarUnusedTrieNode   = "unused_trie_node"
 )
 
@@ -115,6 +115,7 @@ type BenchMapSpecs struct {
 	Active        *ebpf.MapSpec `ebpf:"active"`
 	BenchNext     *ebpf.MapSpec `ebpf:"bench_next"`
 	BenchTargets  *ebpf.MapSpec `ebpf:"bench_targets"`
+	Cells         *ebpf.MapSpec `ebpf:"cells"`
 	Collected     *ebpf.MapSpec `ebpf:"collected"`
 	Config        *ebpf.MapSpec `ebpf:"config"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
@@ -124,11 +125,12 @@ type BenchMapSpecs struct {
 	Entries       *ebpf.MapSpec `ebpf:"entries"`
 	Events        *ebpf.MapSpec `ebpf:"events"`
 	Flows         *ebpf.MapSpec `ebpf:"flows"`
+	RuleAccepts   *ebpf.MapSpec `ebpf:"rule_accepts"`
 	RuleStats     *ebpf.MapSpec `ebpf:"rule_stats"`
 	Scratch       *ebpf.MapSpec `ebpf:"scratch"`
 	SelfBackends  *ebpf.MapSpec `ebpf:"self_backends"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
-	Tables        *ebpf.MapSpec `ebpf:"tables"`
+	SlotAccepts   *ebpf.MapSpec `ebpf:"slot_accepts"`
 	TrieNodes     *ebpf.MapSpec `ebpf:"trie_nodes"`
 	TrieRoots     *ebpf.MapSpec `ebpf:"trie_roots"`
 	TrieRuns      *ebpf.MapSpec `ebpf:"trie_runs"`
@@ -144,11 +146,9 @@ type BenchVariableSpecs struct {
 	UnusedEventType  *ebpf.VariableSpec `ebpf:"unused_event_type"`
 	UnusedFlow       *ebpf.VariableSpec `ebpf:"unused_flow"`
 	UnusedFlowKey    *ebpf.VariableSpec `ebpf:"unused_flow_key"`
-	UnusedListRef    *ebpf.VariableSpec `ebpf:"unused_list_ref"`
 	UnusedReason     *ebpf.VariableSpec `ebpf:"unused_reason"`
 	UnusedService    *ebpf.VariableSpec `ebpf:"unused_service"`
 	UnusedServiceKey *ebpf.VariableSpec `ebpf:"unused_service_key"`
-	UnusedTableKey   *ebpf.VariableSpec `ebpf:"unused_table_key"`
 	UnusedTrieNode   *ebpf.VariableSpec `ebpf:"unused_trie_node"`
 }
 
@@ -175,6 +175,7 @@ type BenchMaps struct {
 	Active        *ebpf.Map `ebpf:"active"`
 	BenchNext     *ebpf.Map `ebpf:"bench_next"`
 	BenchTargets  *ebpf.Map `ebpf:"bench_targets"`
+	Cells         *ebpf.Map `ebpf:"cells"`
 	Collected     *ebpf.Map `ebpf:"collected"`
 	Config        *ebpf.Map `ebpf:"config"`
 	Counters      *ebpf.Map `ebpf:"counters"`
@@ -184,11 +185,12 @@ type BenchMaps struct {
 	Entries       *ebpf.Map `ebpf:"entries"`
 	Events        *ebpf.Map `ebpf:"events"`
 	Flows         *ebpf.Map `ebpf:"flows"`
+	RuleAccepts   *ebpf.Map `ebpf:"rule_accepts"`
 	RuleStats     *ebpf.Map `ebpf:"rule_stats"`
 	Scratch       *ebpf.Map `ebpf:"scratch"`
 	SelfBackends  *ebpf.Map `ebpf:"self_backends"`
 	Services      *ebpf.Map `ebpf:"services"`
-	Tables        *ebpf.Map `ebpf:"tables"`
+	SlotAccepts   *ebpf.Map `ebpf:"slot_accepts"`
 	TrieNodes     *ebpf.Map `ebpf:"trie_nodes"`
 	TrieRoots     *ebpf.Map `ebpf:"trie_roots"`
 	TrieRuns      *ebpf.Map `ebpf:"trie_runs"`
@@ -199,6 +201,7 @@ func (m *BenchMaps) Close() error {
 		m.Active,
 		m.BenchNext,
 		m.BenchTargets,
+		m.Cells,
 		m.Collected,
 		m.Config,
 		m.Counters,
@@ -208,11 +211,12 @@ func (m *BenchMaps) Close() error {
 		m.Entries,
 		m.Events,
 		m.Flows,
+		m.RuleAccepts,
 		m.RuleStats,
 		m.Scratch,
 		m.SelfBackends,
 		m.Services,
-		m.Tables,
+		m.SlotAccepts,
 		m.TrieNodes,
 		m.TrieRoots,
 		m.TrieRuns,
@@ -229,11 +233,9 @@ type BenchVariables struct {
 	UnusedEventType  *ebpf.Variable `ebpf:"unused_event_type"`
 	UnusedFlow       *ebpf.Variable `ebpf:"unused_flow"`
 	UnusedFlowKey    *ebpf.Variable `ebpf:"unused_flow_key"`
-	UnusedListRef    *ebpf.Variable `ebpf:"unused_list_ref"`
 	UnusedReason     *ebpf.Variable `ebpf:"unused_reason"`
 	UnusedService    *ebpf.Variable `ebpf:"unused_service"`
 	UnusedServiceKey *ebpf.Variable `ebpf:"unused_service_key"`
-	UnusedTableKey   *ebpf.Variable `ebpf:"unused_table_key"`
 	UnusedTrieNode   *ebpf.Variable `ebpf:"unused_trie_node"`
 }
 

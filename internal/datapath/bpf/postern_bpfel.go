@@ -154,12 +154,6 @@ type PosternFlowKey struct {
 	Pad   uint8
 }
 
-type PosternListRef struct {
-	_   structs.HostLayout
-	Off uint32
-	Len uint32
-}
-
 type PosternReason uint32
 
 const (
@@ -245,12 +239,6 @@ type PosternStatsKey struct {
 	Rule uint32
 }
 
-type PosternTableKey struct {
-	_       structs.HostLayout
-	Ruleset uint32
-	Class   uint32
-}
-
 type PosternTrieNode struct {
 	_      structs.HostLayout
 	Starts [4]uint64
@@ -267,6 +255,7 @@ type PosternTrieNode struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	PosternMapActive           = "active"
+	PosternMapCells            = "cells"
 	PosternMapCollected        = "collected"
 	PosternMapConfig           = "config"
 	PosternMapCounters         = "counters"
@@ -276,11 +265,12 @@ const (
 	PosternMapEntries          = "entries"
 	PosternMapEvents           = "events"
 	PosternMapFlows            = "flows"
+	PosternMapRuleAccepts      = "rule_accepts"
 	PosternMapRuleStats        = "rule_stats"
 	PosternMapScratch          = "scratch"
 	PosternMapSelfBackends     = "self_backends"
 	PosternMapServices         = "services"
-	PosternMapTables           = "tables"
+	PosternMapSlotAccepts      = "slot_accepts"
 	PosternMapTrieNodes        = "trie_nodes"
 	PosternMapTrieRoots        = "trie_roots"
 	PosternMapTrieRuns         = "trie_runs"
@@ -294,11 +284,9 @@ const (
 	PosternVarUnusedEventType  = "unused_event_type"
 	PosternVarUnusedFlow       = "unused_flow"
 	PosternVarUnusedFlowKey    = "unused_flow_key"
-	PosternVarUnusedListRef    = "unused_list_ref"
 	PosternVarUnusedReason     = "unused_reason"
 	PosternVarUnusedService    = "unused_service"
 	PosternVarUnusedServiceKey = "unused_service_key"
-	PosternVarUnusedTableKey   = "unused_table_key"
 	PosternVarUnusedTrieNode   = "unused_trie_node"
 )
 
@@ -355,6 +343,7 @@ type PosternProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type PosternMapSpecs struct {
 	Active        *ebpf.MapSpec `ebpf:"active"`
+	Cells         *ebpf.MapSpec `ebpf:"cells"`
 	Collected     *ebpf.MapSpec `ebpf:"collected"`
 	Config        *ebpf.MapSpec `ebpf:"config"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
@@ -364,11 +353,12 @@ type PosternMapSpecs struct {
 	Entries       *ebpf.MapSpec `ebpf:"entries"`
 	Events        *ebpf.MapSpec `ebpf:"events"`
 	Flows         *ebpf.MapSpec `ebpf:"flows"`
+	RuleAccepts   *ebpf.MapSpec `ebpf:"rule_accepts"`
 	RuleStats     *ebpf.MapSpec `ebpf:"rule_stats"`
 	Scratch       *ebpf.MapSpec `ebpf:"scratch"`
 	SelfBackends  *ebpf.MapSpec `ebpf:"self_backends"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
-	Tables        *ebpf.MapSpec `ebpf:"tables"`
+	SlotAccepts   *ebpf.MapSpec `ebpf:"slot_accepts"`
 	TrieNodes     *ebpf.MapSpec `ebpf:"trie_nodes"`
 	TrieRoots     *ebpf.MapSpec `ebpf:"trie_roots"`
 	TrieRuns      *ebpf.MapSpec `ebpf:"trie_runs"`
@@ -384,11 +374,9 @@ type PosternVariableSpecs struct {
 	UnusedEventType  *ebpf.VariableSpec `ebpf:"unused_event_type"`
 	UnusedFlow       *ebpf.VariableSpec `ebpf:"unused_flow"`
 	UnusedFlowKey    *ebpf.VariableSpec `ebpf:"unused_flow_key"`
-	UnusedListRef    *ebpf.VariableSpec `ebpf:"unused_list_ref"`
 	UnusedReason     *ebpf.VariableSpec `ebpf:"unused_reason"`
 	UnusedService    *ebpf.VariableSpec `ebpf:"unused_service"`
 	UnusedServiceKey *ebpf.VariableSpec `ebpf:"unused_service_key"`
-	UnusedTableKey   *ebpf.VariableSpec `ebpf:"unused_table_key"`
 	UnusedTrieNode   *ebpf.VariableSpec `ebpf:"unused_trie_node"`
 }
 
@@ -413,6 +401,7 @@ func (o *PosternObjects) Close() error {
 // It can be passed to LoadPosternObjects or ebpf.CollectionSpec.LoadAndAssign.
 type PosternMaps struct {
 	Active        *ebpf.Map `ebpf:"active"`
+	Cells         *ebpf.Map `ebpf:"cells"`
 	Collected     *ebpf.Map `ebpf:"collected"`
 	Config        *ebpf.Map `ebpf:"config"`
 	Counters      *ebpf.Map `ebpf:"counters"`
@@ -422,11 +411,12 @@ type PosternMaps struct {
 	Entries       *ebpf.Map `ebpf:"entries"`
 	Events        *ebpf.Map `ebpf:"events"`
 	Flows         *ebpf.Map `ebpf:"flows"`
+	RuleAccepts   *ebpf.Map `ebpf:"rule_accepts"`
 	RuleStats     *ebpf.Map `ebpf:"rule_stats"`
 	Scratch       *ebpf.Map `ebpf:"scratch"`
 	SelfBackends  *ebpf.Map `ebpf:"self_backends"`
 	Services      *ebpf.Map `ebpf:"services"`
-	Tables        *ebpf.Map `ebpf:"tables"`
+	SlotAccepts   *ebpf.Map `ebpf:"slot_accepts"`
 	TrieNodes     *ebpf.Map `ebpf:"trie_nodes"`
 	TrieRoots     *ebpf.Map `ebpf:"trie_roots"`
 	TrieRuns      *ebpf.Map `ebpf:"trie_runs"`
@@ -435,6 +425,7 @@ type PosternMaps struct {
 func (m *PosternMaps) Close() error {
 	return _PosternClose(
 		m.Active,
+		m.Cells,
 		m.Collected,
 		m.Config,
 		m.Counters,
@@ -444,11 +435,12 @@ func (m *PosternMaps) Close() error {
 		m.Entries,
 		m.Events,
 		m.Flows,
+		m.RuleAccepts,
 		m.RuleStats,
 		m.Scratch,
 		m.SelfBackends,
 		m.Services,
-		m.Tables,
+		m.SlotAccepts,
 		m.TrieNodes,
 		m.TrieRoots,
 		m.TrieRuns,
@@ -465,11 +457,9 @@ type PosternVariables struct {
 	UnusedEventType  *ebpf.Variable `ebpf:"unused_event_type"`
 	UnusedFlow       *ebpf.Variable `ebpf:"unused_flow"`
 	UnusedFlowKey    *ebpf.Variable `ebpf:"unused_flow_key"`
-	UnusedListRef    *ebpf.Variable `ebpf:"unused_list_ref"`
 	UnusedReason     *ebpf.Variable `ebpf:"unused_reason"`
 	UnusedService    *ebpf.Variable `ebpf:"unused_service"`
 	UnusedServiceKey *ebpf.Variable `ebpf:"unused_service_key"`
-	UnusedTableKey   *ebpf.Variable `ebpf:"unused_table_key"`
 	UnusedTrieNode   *ebpf.Variable `ebpf:"unused_trie_node"`
 }
 

@@ -19,6 +19,7 @@
 //	M2 Trie nodes are copied on write: the kernel sees an old or a new subtree.
 //	M3 What is freed is reused only after Freed is called, that is after a
 //	   grace period.
+//	M5 Every directory has a cell for every class of the world.
 //	M4 Lookup on a World gives what the kernel gives.
 //
 // Layer 2; pure: it must not import cilium/ebpf, and does no I/O.

@@ -12,7 +12,7 @@ import (
 
 // ruleset is a policy.Ruleset prepared for the question "what does class C get".
 type ruleset struct {
-	id      uint32
+	table   *table
 	content *policy.Ruleset
 	atoms   []atomID             // that some rule names
 	byAtom  map[atomID][]matched // rules by the atom of a match
@@ -29,9 +29,9 @@ type matched struct {
 	match       *policy.Match
 }
 
-func newRuleset(id uint32, rs *policy.Ruleset, c *classes, protected atomID, ruleID func(policy.RuleRef) uint32) *ruleset {
+func newRuleset(rs *policy.Ruleset, c *classes, protected atomID, ruleID func(policy.RuleRef) uint32) *ruleset {
 	r := &ruleset{
-		id: id, content: rs, byAtom: map[atomID][]matched{},
+		content: rs, byAtom: map[atomID][]matched{},
 		rules: make([]uint32, len(rs.Rules)), lists: map[classID]int{}, byClass: map[string]int{},
 	}
 	for i := range rs.Rules {

@@ -38,10 +38,7 @@ type Node struct {
 	Runs   [TrieInline]uint32
 }
 
-// TableKey is struct table_key.
-type TableKey struct{ Ruleset, Class uint32 }
-
-// ListRef is struct list_ref: Len entries from Off.
+// ListRef is a list of Len entries from Off; a cell holds it as Off<<24 | Len.
 type ListRef struct{ Off, Len uint32 }
 
 // Entry is struct entry: from Start (protocol<<16 | port) to the next entry's Start, Rule.

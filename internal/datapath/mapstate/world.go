@@ -22,27 +22,26 @@ const setAllNodes policy.SetID = "nodes:all-addresses"
 type Block struct{ Off, Len uint32 }
 
 // Changes is what to write to the kernel, in the order of the fields. Each
-// group may be written in any order within itself; between Late and the groups
-// before it, endpoints move to their new rulesets and a grace period passes.
+// group may be written in any order within itself.
 type Changes struct {
 	// Early: not reachable yet.
-	Nodes   []uint32             // indexes of new nodes
-	Runs    []Block              // new blocks of runs
-	Entries []Block              // new blocks of entries
-	Tables  map[TableKey]ListRef // new keys
+	Nodes   []uint32 // indexes of new nodes
+	Runs    []Block  // new blocks of runs
+	Entries []Block  // new blocks of entries
+	Cells   []Block  // cells that nobody asks for yet, in this order
 	// Pointers: each is one store; the address range changes class at once.
 	Roots           []uint32 // indexes
 	Pointers        []uint32 // indexes of runs
 	Services        map[ServiceKey]Service
 	ServicesRemoved []ServiceKey
-	// Late: nobody asks for these any more.
-	TablesRemoved []TableKey
+	// Relayout: directories moved; only the whole Contents make sense.
+	Relayout bool
 }
 
 // Empty reports whether there is nothing to write.
 func (c *Changes) Empty() bool {
-	return len(c.Nodes)+len(c.Runs)+len(c.Entries)+len(c.Tables)+len(c.Roots)+len(c.Pointers)+
-		len(c.Services)+len(c.ServicesRemoved)+len(c.TablesRemoved) == 0
+	return !c.Relayout && len(c.Nodes)+len(c.Runs)+len(c.Entries)+len(c.Cells)+len(c.Roots)+len(c.Pointers)+
+		len(c.Services)+len(c.ServicesRemoved) == 0
 }
 
 // World is the contents of one world. It is not safe for concurrent use.
@@ -56,8 +55,7 @@ type World struct {
 
 	rulesets map[string]*ruleset
 	ofAtom   map[atomID]map[*ruleset]struct{}
-	nextID   uint32
-	tables   map[TableKey]ListRef
+	cells    *cells
 
 	nodeAddrs    map[netip.Prefix]struct{}
 	servicePorts []servicePort
@@ -75,9 +73,9 @@ func New(ruleID func(policy.RuleRef) uint32) *World {
 		classes: c, lists: newLists(), ruleID: ruleID,
 		protected: c.atom(policy.SetIDProtected), allNodes: c.atom(setAllNodes),
 		rulesets: map[string]*ruleset{}, ofAtom: map[atomID]map[*ruleset]struct{}{},
-		tables: map[TableKey]ListRef{}, nodeAddrs: map[netip.Prefix]struct{}{},
+		cells: newCells(), nodeAddrs: map[netip.Prefix]struct{}{},
 		services: map[ServiceKey]Service{}, serviceIDs: map[serviceName]uint32{},
-		changes: &Changes{Tables: map[TableKey]ListRef{}},
+		changes: &Changes{},
 	}
 	w.trie = newTrie(c, w.allNodes, w.changes)
 	return w
@@ -102,10 +100,11 @@ type Topology struct {
 // Apply changes w and returns what to write. The World is unchanged in what it
 // answers if an error is returned for a ruleset: that ruleset is missing.
 func (w *World) Apply(u Update) (*Changes, error) {
-	*w.changes = Changes{Tables: map[TableKey]ListRef{}}
+	*w.changes = Changes{}
 	w.classes.created = w.classes.created[:0]
 
 	w.trie.apply(w.edits(u))
+	w.growClasses()
 
 	var errs []error
 	for _, id := range sortedStrings(u.RulesetsAdded) {
@@ -136,6 +135,7 @@ func (w *World) Apply(u Update) (*Changes, error) {
 func (w *World) Freed() {
 	w.trie.reclaim()
 	w.lists.reclaim()
+	w.cells.reclaim()
 }
 
 // edits turns set changes into changes of each prefix's own class.
@@ -246,13 +246,14 @@ func (w *World) forget(gone map[atomID]struct{}, changed map[prefixKey]*change, 
 }
 
 func (w *World) addRuleset(name string, content *policy.Ruleset) error {
-	w.nextID++
-	rs := newRuleset(w.nextID, content, w.classes, w.protected, w.ruleID)
+	rs := newRuleset(content, w.classes, w.protected, w.ruleID)
 	list, err := rs.listFor(w, 0)
 	if err != nil {
 		return err
 	}
-	w.setTable(rs, 0, list)
+	rs.lists[0] = list
+	w.lists.hold(list)
+	rs.table = w.cells.newTable(w.lists.refs[list], w.changes)
 	for _, a := range rs.atoms {
 		for _, class := range w.classes.ofAtom[a] {
 			if err := w.fill(rs, class); err != nil {
@@ -291,9 +292,30 @@ func (w *World) fill(rs *ruleset, class classID) error {
 func (w *World) setTable(rs *ruleset, class classID, list int) {
 	rs.lists[class] = list
 	w.lists.hold(list)
-	k := TableKey{rs.id, uint32(class)}
-	w.tables[k] = w.lists.refs[list]
-	w.changes.Tables[k] = w.lists.refs[list]
+	w.cells.set(rs.table, class, w.lists.refs[list], w.changes)
+}
+
+// growClasses gives every ruleset a larger directory when there are more
+// classes than the present ones have room for (M5).
+func (w *World) growClasses() {
+	if len(w.classes.sets) <= w.cells.classCap {
+		return
+	}
+	old := w.cells
+	w.cells = newCells()
+	for w.cells.classCap = old.classCap; w.cells.classCap < 2*len(w.classes.sets); {
+		w.cells.classCap *= 2
+	}
+	w.changes.Relayout = true
+	for _, name := range sortedStrings(w.rulesets) {
+		rs := w.rulesets[name]
+		rs.table = w.cells.newTable(w.lists.refs[rs.lists[0]], w.changes)
+		for class, list := range rs.lists {
+			if class != 0 {
+				w.cells.set(rs.table, class, w.lists.refs[list], w.changes)
+			}
+		}
+	}
 }
 
 // fillNewClasses does for classes what addRuleset does for rulesets (M1).
@@ -324,20 +346,17 @@ func (w *World) removeRuleset(name string) {
 }
 
 func (w *World) dropTables(rs *ruleset) {
-	for class, list := range rs.lists {
-		k := TableKey{rs.id, uint32(class)}
-		delete(w.tables, k)
-		delete(w.changes.Tables, k)
-		w.changes.TablesRemoved = append(w.changes.TablesRemoved, k)
+	for _, list := range rs.lists {
 		w.lists.drop(list)
 	}
+	w.cells.drop(rs.table)
 }
 
-// RulesetID returns the kernel's number of a ruleset; 0, which no ruleset has
-// and which therefore denies, if it is not here.
+// RulesetID returns the kernel's number of a ruleset, its directory; 0, which no
+// ruleset has and which therefore denies, if it is not here. Apply may change it.
 func (w *World) RulesetID(name string) uint32 {
 	if rs, ok := w.rulesets[name]; ok {
-		return rs.id
+		return rs.table.dir
 	}
 	return 0
 }
@@ -351,11 +370,9 @@ func (w *World) Lookup(rulesetID uint32, class uint32, proto packet.Protocol, po
 	if !proto.HasPorts() {
 		port = 0
 	}
-	ref, ok := w.tables[TableKey{rulesetID, class & ClassMask}]
-	if !ok {
-		if ref, ok = w.tables[TableKey{rulesetID, 0}]; !ok {
-			return 0
-		}
+	ref := w.cells.lookup(rulesetID, class&ClassMask)
+	if ref.Len == 0 {
+		return 0
 	}
 	return w.lists.lookup(ref, proto, port)
 }
@@ -366,18 +383,18 @@ type Contents struct {
 	Nodes    []Node
 	Runs     []uint32
 	Entries  []Entry
-	Tables   map[TableKey]ListRef
+	Cells    []uint64
 	Services map[ServiceKey]Service
 }
 
 // Contents returns w's own slices and maps; they must not be changed.
 func (w *World) Contents() Contents {
-	return Contents{w.trie.roots, w.trie.nodes, w.trie.runs, w.lists.entries, w.tables, w.services}
+	return Contents{w.trie.roots, w.trie.nodes, w.trie.runs, w.lists.entries, w.cells.data, w.services}
 }
 
 // Stats are sizes for status and metrics.
 type Stats struct {
-	Prefixes, Classes, Nodes, Runs, Rulesets, TableEntries, ListEntries, Services int
+	Prefixes, Classes, Nodes, Runs, Rulesets, Cells, ListEntries, Services int
 }
 
 // Stats returns the sizes of w.
@@ -385,7 +402,7 @@ func (w *World) Stats() Stats {
 	return Stats{
 		Prefixes: len(w.trie.prefixes[0]) + len(w.trie.prefixes[1]), Classes: len(w.classes.sets),
 		Nodes: len(w.trie.nodes) - len(w.trie.freeNodes), Runs: len(w.trie.runs),
-		Rulesets: len(w.rulesets), TableEntries: len(w.tables), ListEntries: len(w.lists.entries), Services: len(w.services),
+		Rulesets: len(w.rulesets), Cells: len(w.cells.data), ListEntries: len(w.lists.entries), Services: len(w.services),
 	}
 }
 
