@@ -55,6 +55,8 @@ type app struct {
 	socket string // --socket
 	lab    string // --lab
 	ran    bool   // a command began: later errors are not about its arguments
+	// patience is how long something takes before a progress line appears.
+	patience time.Duration
 }
 
 // exitError is an error with an exit code of its own. Without err there is
@@ -99,7 +101,7 @@ func Main(ctx context.Context, args []string, std IO) int {
 }
 
 func newApp(std IO) *app {
-	return &app{IO: std, colour: std.OutTTY && std.Getenv("NO_COLOR") == "" && std.Getenv("TERM") != "dumb"}
+	return &app{IO: std, patience: progressAfter, colour: std.OutTTY && std.Getenv("NO_COLOR") == "" && std.Getenv("TERM") != "dumb"}
 }
 
 func (a *app) exitCode(ctx context.Context, err error) int {

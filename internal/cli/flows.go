@@ -90,8 +90,10 @@ func (a *app) flows(ctx context.Context, f control.Filter, js bool) error {
 	n := 0
 	var t *table
 	if !js {
-		t = a.newTable("TIME", "DIRECTION", "FROM", "TO", "PORT", "VERDICT", "SENT", "BACK", "RULE")
-		t.width = []int{12, 9, 16, 16, 9, 9, 5, 5, 4} // a table that grows while it is followed starts with some room
+		t = a.newTable("TIME", "DIR", "FROM", "TO", "PORT", "VERDICT", "SENT", "BACK", "RULE")
+		if f.Follow {
+			t.width = []int{12, 7, 16, 16, 9, 9, 5, 5, 4} // it only grows while it is followed: start with some room
+		}
 	}
 	c, err := a.client()
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -26,11 +27,22 @@ func (a *app) policyCommand() *cobra.Command {
 
 // validation is the JSON answer of policy validate.
 type validation struct {
-	Files    int            `json:"files"`
-	Objects  int            `json:"objects"`
-	Errors   int            `json:"errors"`
-	Warnings int            `json:"warnings"`
-	Findings []kube.Finding `json:"findings"`
+	Files    int       `json:"files"`
+	Objects  int       `json:"objects"`
+	Errors   int       `json:"errors"`
+	Warnings int       `json:"warnings"`
+	Findings []finding `json:"findings"`
+}
+
+// finding is a kube.Finding with File from where the user is.
+type finding struct {
+	File     string `json:"file,omitempty"`
+	Line     int    `json:"line,omitempty"`
+	Severity string `json:"severity"`
+	Object   string `json:"object,omitempty"`
+	Path     string `json:"path,omitempty"`
+	Reason   string `json:"reason"`
+	Message  string `json:"message"`
 }
 
 func (a *app) validateCommand() *cobra.Command {
@@ -59,9 +71,8 @@ counts warnings as errors.`,
 		if err != nil {
 			return err
 		}
-		v := validation{Files: store.Files(), Objects: store.Objects(), Findings: store.Findings()}
-		for i := range v.Findings {
-			f := &v.Findings[i]
+		v := validation{Files: store.Files(), Objects: store.Objects(), Findings: []finding{}}
+		for _, f := range store.Findings() {
 			if f.File != "" {
 				f.File = filepath.Join(args[0], filepath.FromSlash(f.File))
 			}
@@ -70,14 +81,12 @@ counts warnings as errors.`,
 			} else {
 				v.Warnings++
 			}
+			v.Findings = append(v.Findings, finding{f.File, f.Line, f.Severity.String(), f.Object.String(), f.Path, string(f.Reason), f.Message})
 		}
 		if js {
-			if v.Findings == nil {
-				v.Findings = []kube.Finding{}
-			}
 			err = a.printJSON(v)
 		} else {
-			a.printFindings(v)
+			a.printFindings(v, strict)
 		}
 		if err == nil && (v.Errors > 0 || (strict && v.Warnings > 0)) {
 			err = errProblem
@@ -89,10 +98,10 @@ counts warnings as errors.`,
 
 // printFindings prints a finding in two lines: where, so that editors can jump
 // there, and what.
-func (a *app) printFindings(v validation) {
+func (a *app) printFindings(v validation, strict bool) {
 	for _, f := range v.Findings {
 		st := yellow
-		if f.Severity == kube.Error {
+		if f.Severity == kube.Error.String() {
 			st = red
 		}
 		where := f.File
@@ -102,11 +111,11 @@ func (a *app) printFindings(v validation) {
 		if where != "" {
 			where += ": "
 		}
-		about := f.Object.String()
+		about := f.Object
 		if f.Path != "" {
 			about += " " + f.Path
 		}
-		fmt.Fprintf(a.Out, "%s%s %s\n    %s (%s)\n", clean(where), paint(a.colour, st, f.Severity.String()+":"), clean(about), clean(f.Message), clean(string(f.Reason)))
+		fmt.Fprintf(a.Out, "%s%s %s\n    %s (%s)\n", clean(where), paint(a.colour, st, f.Severity+":"), clean(about), clean(f.Message), clean(f.Reason))
 	}
 	what := plural(v.Objects, "object") + " in " + plural(v.Files, "file")
 	switch {
@@ -114,8 +123,10 @@ func (a *app) printFindings(v validation) {
 		a.say(yellow, "OK, but there is no .yaml, .yml or .json file here.")
 	case v.Errors > 0:
 		a.say(red, fmt.Sprintf("NOT OK: %s, %s; %s.", plural(v.Errors, "error"), plural(v.Warnings, "warning"), what))
+	case v.Warnings > 0 && strict:
+		a.say(red, fmt.Sprintf("NOT OK: %s, and --strict; %s.", plural(v.Warnings, "warning"), what))
 	case v.Warnings > 0:
-		a.say(yellow, fmt.Sprintf("OK, WITH %d WARNINGS: %s.", v.Warnings, what))
+		a.say(yellow, fmt.Sprintf("OK, WITH %s: %s.", strings.ToUpper(plural(v.Warnings, "warning")), what))
 	default:
 		a.say(green, "OK: "+what+".")
 	}

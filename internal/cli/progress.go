@@ -10,7 +10,7 @@ import (
 const progressAfter = 2 * time.Second
 
 // progress shows, on stderr if that is a terminal, what is being done and for how
-// long, once it takes longer than progressAfter. The returned function takes the
+// long, once it takes longer than a.patience. The returned function takes the
 // line away; it may be called more than once.
 func (a *app) progress(what string) (done func()) {
 	if !a.ErrTTY {
@@ -25,9 +25,9 @@ func (a *app) progress(what string) (done func()) {
 				fmt.Fprintf(a.Err, "\r%*s\r", shown, "")
 			}
 		}()
-		wait := time.NewTimer(progressAfter)
+		wait := time.NewTimer(a.patience)
 		defer wait.Stop()
-		for elapsed := progressAfter; ; elapsed += time.Second {
+		for elapsed := a.patience; ; elapsed += time.Second {
 			select {
 			case <-stop:
 				return

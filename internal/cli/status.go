@@ -103,7 +103,7 @@ func verdict(s control.Status, all int) (style, string) {
 	case open > 0 && errs > 0:
 		return red, fmt.Sprintf("NOT OK: %d of %s not enforced; correct the %s above.", open, plural(all, "endpoint"), plural(errs, "error"))
 	case errs > 0:
-		return red, fmt.Sprintf("NOT OK: %s enforced, but %s to correct; what was not understood is denied.", areIs(all, "endpoint"), plural(errs, "error"))
+		return red, fmt.Sprintf("NOT OK: %s to correct, what was not understood is denied; apart from that, %s enforced.", plural(errs, "error"), areIs(all, "endpoint"))
 	case all == 0:
 		return yellow, "NOTHING TO ENFORCE: no pod of this node is known. Pods come from the manifests; check that their nodeName is " + s.Node + "."
 	case open > 0:

@@ -1,0 +1,290 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/postern-dev/postern/internal/control"
+)
+
+var update = flag.Bool("update", false, "write testdata")
+
+// run runs the program and returns what it prints and its exit code.
+func run(t *testing.T, std IO, args ...string) (out, errs string, code int) {
+	t.Helper()
+	var o, e bytes.Buffer
+	std.Out, std.Err, std.In = &o, &e, strings.NewReader("")
+	if std.Getenv == nil {
+		std.Getenv = func(string) string { return "" }
+	}
+	std.Now = func() time.Time { return now }
+	std.Version = "v0.1.0"
+	if std.Name == "" {
+		std.Name = "postern"
+	}
+	code = Main(t.Context(), args, std)
+	return o.String(), e.String(), code
+}
+
+// golden compares text with a file of testdata.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".txt")
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s (-want +got)\n%s", path, diff)
+	}
+}
+
+// sick returns an agent with much that is wrong.
+func sick() *fakeAgent {
+	f := healthy()
+	f.status.Endpoints = map[string]int{"enforced": 1, "failed": 1, "not-covered": 1}
+	f.status.EventsLost, f.status.FlowsRefused = 17, 3
+	f.status.Problems = []control.Problem{
+		{Severity: "error", Object: "Pod shop/cart", Message: "failed: interface pl02: Link not found"},
+		{Severity: "error", Object: "EgressPolicy shop/frontend", Path: "spec.egress[2].to[0].networks[1]", Message: `"10.0.0.0/33" is no network: write ADDRESS/LENGTH`},
+		{Severity: "warning", Object: "Pod kube-system/proxy", Message: "not-covered: the pod uses the node's network; policies do not reach it"},
+	}
+	f.endpoints[1].State, f.endpoints[1].Message = "failed", "interface pl02: Link not found"
+	f.policies[1].Problems = f.status.Problems[1:2]
+	return f
+}
+
+func TestOutput(t *testing.T) {
+	empty := &fakeAgent{status: control.Status{Node: "node1", Version: "v0.1.0", Started: now, Now: now}, endpoints: []control.Endpoint{}, policies: []control.Policy{}}
+	open := healthy()
+	open.status.Policies = nil
+	for name, c := range map[string]struct {
+		agent *fakeAgent
+		args  string
+		code  int
+	}{
+		"status":                {healthy(), "status", ExitOK},
+		"status-json":           {healthy(), "status -o json", ExitOK},
+		"status-sick":           {sick(), "status", ExitProblem},
+		"status-empty":          {empty, "status", ExitOK},
+		"status-open":           {open, "status", ExitOK},
+		"endpoints":             {healthy(), "endpoints", ExitOK},
+		"endpoints-one":         {healthy(), "endpoints shop/frontend", ExitOK},
+		"endpoints-short-name":  {healthy(), "endpoints cart", ExitOK},
+		"endpoints-unknown":     {healthy(), "endpoints shop/nobody", ExitUsage},
+		"endpoints-sick":        {sick(), "endpoints", ExitProblem},
+		"endpoints-json":        {healthy(), "endpoints shop/cart -o json", ExitOK},
+		"endpoints-empty":       {empty, "endpoints", ExitOK},
+		"policies":              {healthy(), "policies", ExitOK},
+		"policies-sick":         {sick(), "policies", ExitProblem},
+		"policies-empty":        {empty, "policies", ExitOK},
+		"flows":                 {healthy(), "flows", ExitOK},
+		"flows-json":            {healthy(), "flows -o json --limit 1", ExitOK},
+		"flows-empty":           {empty, "flows", ExitOK},
+		"flows-pod":             {healthy(), "flows --pod ci/runner", ExitOK},
+		"flows-dropped":         {healthy(), "flows --verdict dropped", ExitOK},
+		"flows-to-network":      {healthy(), "flows --to 203.0.113.0/24", ExitOK},
+		"flows-to-namespace":    {healthy(), "flows --to shop/", ExitOK},
+		"flows-rule":            {healthy(), "flows --rule default-deny", ExitOK},
+		"flows-reason":          {healthy(), "flows --rule no-flow", ExitOK},
+		"flows-since":           {healthy(), "flows --since 100s", ExitOK},
+		"flows-since-time":      {healthy(), "flows --since 2026-03-14T15:09:00Z", ExitOK},
+		"flows-limit":           {healthy(), "flows --limit 2", ExitOK},
+		"explain":               {healthy(), "explain shop/frontend 203.0.113.66 --port 443", ExitProblem},
+		"explain-allowed":       {healthy(), "explain shop/frontend 192.0.2.1 --port 53 --protocol udp", ExitOK},
+		"explain-json":          {healthy(), "explain shop/frontend 203.0.113.66 --port 443 -o json", ExitProblem},
+		"explain-no-pod":        {healthy(), "explain shop/nobody 203.0.113.66 --port 443", ExitUsage},
+		"explain-no-port":       {healthy(), "explain shop/frontend 203.0.113.66", ExitUsage},
+		"explain-bad-proto":     {healthy(), "explain shop/frontend 203.0.113.66 --protocol tpc", ExitUsage},
+		"explain-offline":       {nil, "explain shop/frontend 203.0.113.66 --port 443 --manifests testdata/bad", ExitProblem},
+		"explain-offline-nopod": {nil, "explain shop/x 203.0.113.66 --port 443 --manifests testdata/bad", ExitUsage},
+		"validate":              {nil, "policy validate testdata/good", ExitOK},
+		"validate-bad":          {nil, "policy validate testdata/bad", ExitProblem},
+		"validate-json":         {nil, "policy validate testdata/bad -o json", ExitProblem},
+		"validate-strict":       {nil, "policy validate --strict testdata/warning", ExitProblem},
+		"validate-warning":      {nil, "policy validate testdata/warning", ExitOK},
+		"validate-no-dir":       {nil, "policy validate testdata/nowhere", ExitUsage},
+		"validate-file":         {nil, "policy validate testdata/bad/policy.yaml", ExitUsage},
+		"validate-no-args":      {nil, "policy validate", ExitUsage},
+		"usage-command":         {nil, "stauts", ExitUsage},
+		"usage-flag":            {nil, "flows --verdit dropped", ExitUsage},
+		"usage-verdict":         {healthy(), "flows --verdict denied", ExitUsage},
+		"usage-since":           {healthy(), "flows --since yesterday", ExitUsage},
+		"usage-limit":           {healthy(), "flows --limit 0", ExitUsage},
+		"usage-output":          {healthy(), "status -o yaml", ExitUsage},
+		"help":                  {nil, "--help", ExitOK},
+	} {
+		t.Run(name, func(t *testing.T) {
+			args := strings.Fields(c.args)
+			if c.agent != nil {
+				socket := c.agent.start(t)
+				args = append(args, "--socket", socket)
+			}
+			out, errs, code := run(t, IO{}, args...)
+			if code != c.code {
+				t.Errorf("exit code %d, want %d", code, c.code)
+			}
+			golden(t, name, fmt.Sprintf("$ postern %s\n%s%s[exit code %d]\n", c.args, out, errs, code))
+		})
+	}
+}
+
+func TestNoAgent(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "none.sock")
+	for _, args := range []string{"status", "endpoints", "flows", "policies", "explain shop/a 1.1.1.1 --port 1"} {
+		out, errs, code := run(t, IO{}, append(strings.Fields(args), "--socket", socket)...)
+		if code != ExitNoAgent || out != "" || !strings.Contains(errs, "is posternd agent running") {
+			t.Errorf("%s: code %d, %q, %q", args, code, out, errs)
+		}
+	}
+	_, errs, code := run(t, IO{Getenv: func(k string) string { return map[string]string{"POSTERN_SOCKET": socket}[k] }}, "status")
+	if code != ExitNoAgent || !strings.Contains(errs, socket) {
+		t.Errorf("POSTERN_SOCKET: code %d, %q", code, errs)
+	}
+}
+
+func TestFollow(t *testing.T) {
+	f := healthy()
+	socket := f.start(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	done := make(chan int)
+	go func() {
+		std := IO{Out: w, Err: w, In: r, Getenv: func(string) string { return "" }, Now: func() time.Time { return now }, Name: "postern"}
+		done <- Main(ctx, []string{"flows", "--follow", "--limit", "1", "--socket", socket}, std)
+		_ = w.Close()
+	}()
+	buf := make([]byte, 4096)
+	n, err := r.Read(buf)
+	if err != nil || !strings.Contains(string(buf[:n]), "VERDICT") {
+		t.Fatalf("%q, %v", buf[:n], err)
+	}
+	f.more <- f.records[1] // is shown at once, without an end in sight
+	for !strings.Contains(string(buf[:n]), "203.0.113.66") {
+		if n, err = r.Read(buf); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancel()
+	if code := <-done; code != ExitOK {
+		t.Errorf("exit code %d after Ctrl-C, want 0", code)
+	}
+}
+
+func TestColour(t *testing.T) {
+	env := func(m map[string]string) func(string) string { return func(k string) string { return m[k] } }
+	for name, c := range map[string]struct {
+		io   IO
+		want bool
+	}{
+		"terminal":         {IO{OutTTY: true}, true},
+		"pipe":             {IO{}, false},
+		"only stderr":      {IO{ErrTTY: true}, false},
+		"NO_COLOR":         {IO{OutTTY: true, Getenv: env(map[string]string{"NO_COLOR": "1"})}, false},
+		"dumb":             {IO{OutTTY: true, Getenv: env(map[string]string{"TERM": "dumb"})}, false},
+		"empty NO_COLOR":   {IO{OutTTY: true, Getenv: env(map[string]string{"NO_COLOR": ""})}, true},
+		"another TERM":     {IO{OutTTY: true, Getenv: env(map[string]string{"TERM": "xterm-256color"})}, true},
+		"a pipe and xterm": {IO{Getenv: env(map[string]string{"TERM": "xterm-256color"})}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			socket := sick().start(t)
+			for _, args := range [][]string{{"status"}, {"flows"}, {"endpoints"}, {"policies"}, {"explain", "shop/frontend", "203.0.113.66", "--port", "443"}} {
+				out, _, _ := run(t, c.io, append(args, "--socket", socket)...)
+				if got := strings.Contains(out, "\x1b["); got != c.want {
+					t.Errorf("%s: colour %v, want %v", args[0], got, c.want)
+				}
+			}
+		})
+	}
+	socket := healthy().start(t)
+	out, _, _ := run(t, IO{OutTTY: true}, "flows", "--socket", socket)
+	golden(t, "flows-colour", strconv.QuoteToASCII(out)+"\n")
+}
+
+func TestProgress(t *testing.T) {
+	for _, tty := range []bool{true, false} {
+		var out, errs bytes.Buffer
+		a := newApp(IO{Out: &out, Err: &errs, ErrTTY: tty, Getenv: func(string) string { return "" }})
+		a.patience = time.Millisecond
+		done := a.progress("reading \x1b[31m")
+		time.Sleep(50 * time.Millisecond)
+		done()
+		done()
+		got := errs.String()
+		if !tty && got != "" {
+			t.Errorf("without a terminal: %q", got)
+		}
+		if tty && (!strings.HasPrefix(got, "\rreading \\x1b[31m ... ") || !strings.HasSuffix(got, "\r") || strings.Contains(got, "\x1b")) {
+			t.Errorf("on a terminal: %q", got)
+		}
+		if out.Len() > 0 {
+			t.Errorf("on stdout: %q", out.String())
+		}
+	}
+	var errs bytes.Buffer
+	a := newApp(IO{Err: &errs, ErrTTY: true, Getenv: func(string) string { return "" }})
+	a.progress("fast")()
+	if errs.Len() > 0 {
+		t.Errorf("something fast: %q", errs.String())
+	}
+}
+
+func TestNames(t *testing.T) {
+	for called, want := range map[string]string{
+		"postern": "postern", "/usr/bin/kubectl-postern": "kubectl postern", "kubectl-postern.exe": "kubectl postern", "bin/postern": "postern",
+	} {
+		out, _, _ := run(t, IO{Name: called}, "--help")
+		if !strings.Contains(out, "\n  "+want+" [command]\n") {
+			t.Errorf("%s: %s", called, out)
+		}
+		_, errs, _ := run(t, IO{Name: called}, "status", "extra")
+		if !strings.HasPrefix(errs, want+": ") {
+			t.Errorf("%s: %s", called, errs)
+		}
+	}
+}
+
+func TestVersion(t *testing.T) {
+	out, _, code := run(t, IO{}, "version")
+	if code != ExitOK || !strings.HasPrefix(out, "postern v0.1.0 go") {
+		t.Errorf("%d %q", code, out)
+	}
+}
+
+func TestJSONIsJSON(t *testing.T) {
+	socket := hostile().start(t)
+	for _, args := range []string{"status", "endpoints", "policies", "explain shop/frontend 203.0.113.66 --port 443"} {
+		out, _, _ := run(t, IO{}, append(strings.Fields(args), "-o", "json", "--socket", socket)...)
+		var v any
+		if err := json.Unmarshal([]byte(out), &v); err != nil {
+			t.Errorf("%s: %v\n%s", args, err, out)
+		}
+	}
+	out, _, _ := run(t, IO{}, "flows", "-o", "json", "--socket", socket)
+	for line := range strings.Lines(out) {
+		if !json.Valid([]byte(line)) {
+			t.Errorf("flows: %s", line)
+		}
+	}
+}
