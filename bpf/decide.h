@@ -16,6 +16,7 @@ struct question {
 struct answer {
 	__u32 rule;   /* RULE_* bits and a rule ID */
 	__u32 staged; /* the same for the staged ruleset; 0 if there is none */
+	__u32 service; /* 1: the remote end is a Service's, and its backends were judged */
 };
 
 static __always_inline bool has_ports(__u8 proto)
@@ -69,6 +70,7 @@ __noinline int judge(const struct endpoint *ep, const struct question *q, struct
 		return 0;
 	a->rule = REASON_NO_RULESET;
 	a->staged = 0;
+	a->service = 0;
 	if (own_index(ep, &q->remote) != LOCAL_OTHER) {
 		a->rule = RULE_FORWARDED | REASON_SELF;
 		return 0;
@@ -92,6 +94,7 @@ __noinline int judge(const struct endpoint *ep, const struct question *q, struct
 			svc = bpf_map_lookup_elem(m, &key);
 		}
 	}
+	a->service = !!svc;
 	for (i = 0; i < 2; i++) {
 		__u32 ruleset = ep->ruleset[i][q->dir & 1];
 		__u32 r;

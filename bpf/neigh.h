@@ -29,6 +29,19 @@ static __always_inline bool is_unspecified(const struct addr *a)
 	return a->d[0] == 0 && a->d[1] == 0;
 }
 
+/*
+ * The link-local address that the kernel makes of the pod's MAC (RFC 4291
+ * appendix A). Any other is not the pod's to claim, also one that the pod has
+ * made up for itself: it needs none for its own addresses to work.
+ */
+static __always_inline bool own_link_local(const struct endpoint *ep, const struct addr *a)
+{
+	return is_link_local(a) && a->b[0] == 0xfe && a->b[1] == 0x80 && !(a->w[0] & bpf_htonl(0xffff)) &&
+	       !a->w[1] && a->b[8] == (ep->mac[0] ^ 2) && a->b[9] == ep->mac[1] &&
+	       a->b[10] == ep->mac[2] && a->b[11] == 0xff && a->b[12] == 0xfe &&
+	       a->b[13] == ep->mac[3] && a->b[14] == ep->mac[4] && a->b[15] == ep->mac[5];
+}
+
 /* ff02::/16, link scope. */
 static __always_inline bool is_link_multicast(const struct addr *a)
 {
@@ -40,7 +53,7 @@ __noinline int arp_from_pod(struct __sk_buff *skb, const struct endpoint *ep)
 {
 	struct arphdr_eth arp;
 	struct addr sender;
-	__u32 spa;
+	__u32 spa, i;
 
 	if (!ep)
 		return REASON_ARP;
@@ -51,9 +64,17 @@ __noinline int arp_from_pod(struct __sk_buff *skb, const struct endpoint *ep)
 		return REASON_ARP;
 	if (arp.op != bpf_htons(1) && arp.op != bpf_htons(2))
 		return REASON_ARP;
-	/* Anything behind the 28 bytes is padding of a minimum frame at most. */
+	/* Anything behind the 28 bytes is padding of a minimum frame, and zero, at most. */
 	if (skb->len > 60)
 		return REASON_ARP;
+	for (i = 0; i < 18; i++) {
+		__u8 pad;
+
+		if (ETH_HLEN + sizeof(arp) + i >= skb->len)
+			break;
+		if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(arp) + i, &pad, 1) < 0 || pad)
+			return REASON_ARP;
+	}
 	if (!mac_equal(arp.sha, ep->mac))
 		return REASON_ARP;
 	__builtin_memcpy(&spa, arp.spa, 4);
@@ -64,9 +85,47 @@ __noinline int arp_from_pod(struct __sk_buff *skb, const struct endpoint *ep)
 }
 
 /*
- * NDP and MLD from the pod. NS, NA, RS: hop limit 255, code 0, on-link
- * destination, options that carry no more than the pod's MAC and a nonce.
- * MLD: hop limit 1, link scope. RA and redirect never (RFC 4861, RFC 3810).
+ * MLD from the pod: reports only (queries are a router's), hop limit 1, link
+ * scope, and nothing in them but groups (RFC 2710, RFC 3810).
+ */
+__noinline int mld_from_pod(struct __sk_buff *skb, const struct pkt *p)
+{
+	__u32 have, i;
+	__u8 h[8];
+	struct addr group;
+
+	if (!p)
+		return REASON_NDP;
+	have = p->end - p->l4;
+	if (p->hop_limit != 1 || !is_link_multicast(&p->dst) || p->icmp_type == 130)
+		return REASON_NDP;
+	if (p->icmp_type != 143) {
+		/* A report or done of version 1 holds one group. */
+		if (have != 24 || bpf_skb_load_bytes(skb, p->l4 + 8, &group, 16) < 0)
+			return REASON_NDP;
+		return group.b[0] == 0xff ? 0 : REASON_NDP;
+	}
+	if (bpf_skb_load_bytes(skb, p->l4, h, 8) < 0 || h[6] || h[7] > 16 ||
+	    have != 8 + 20 * (__u32)h[7])
+		return REASON_NDP;
+	for (i = 0; i < 16; i++) {
+		__u8 r[4];
+
+		if (8 + 20 * i >= have)
+			break;
+		/* Record type, length of auxiliary data, number of sources. */
+		if (bpf_skb_load_bytes(skb, p->l4 + 8 + 20 * i, r, 4) < 0 || r[1] || r[2] || r[3] ||
+		    bpf_skb_load_bytes(skb, p->l4 + 12 + 20 * i, &group, 16) < 0 ||
+		    group.b[0] != 0xff)
+			return REASON_NDP;
+	}
+	return 0;
+}
+
+/*
+ * NDP from the pod. NS, NA, RS: hop limit 255, code 0, on-link destination,
+ * options that carry no more than the pod's MAC and a nonce. RA and redirect
+ * never (RFC 4861).
  */
 __noinline int ndp_from_pod(struct __sk_buff *skb, const struct endpoint *ep, const struct pkt *p)
 {
@@ -80,13 +139,10 @@ __noinline int ndp_from_pod(struct __sk_buff *skb, const struct endpoint *ep, co
 	have = p->end - p->l4;
 	if (p->frag)
 		return REASON_NDP;
-	if (!is_link_local(&p->src) && !is_unspecified(&p->src) && !own_addr(ep, &p->src))
+	if (!own_link_local(ep, &p->src) && !is_unspecified(&p->src) && !own_addr(ep, &p->src))
 		return REASON_SOURCE;
-	if ((p->icmp_type >= 130 && p->icmp_type <= 132) || p->icmp_type == 143) {
-		if (p->hop_limit != 1 || !is_link_multicast(&p->dst) || have > 256)
-			return REASON_NDP;
-		return 0;
-	}
+	if ((p->icmp_type >= 130 && p->icmp_type <= 132) || p->icmp_type == 143)
+		return mld_from_pod(skb, p);
 	if (p->icmp_type != 133 && p->icmp_type != 135 && p->icmp_type != 136)
 		return REASON_NDP;
 	if (p->hop_limit != 255)
@@ -124,7 +180,7 @@ __noinline int ndp_from_pod(struct __sk_buff *skb, const struct endpoint *ep, co
 	}
 	if (p->icmp_type == 136) {
 		__builtin_memcpy(&target, h + 8, 16);
-		if (!own_addr(ep, &target) && !is_link_local(&target))
+		if (!own_addr(ep, &target) && !own_link_local(ep, &target))
 			return REASON_NDP;
 	}
 	return 0;

@@ -185,7 +185,7 @@ __noinline int parse_v6(struct __sk_buff *skb, struct pkt *p)
 {
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
 	struct ipv6hdr *ip = data + ETH_HLEN;
-	__u32 plen, off, i;
+	__u32 plen, off, i, fragments = 0;
 	__u8 next, h[8];
 
 	if (!p)
@@ -218,7 +218,7 @@ __noinline int parse_v6(struct __sk_buff *skb, struct pkt *p)
 		if (next == IPPROTO_FRAGMENT) {
 			__u32 fo = (__u32)h[2] << 8 | h[3];
 
-			if (p->frag_id || p->frag)
+			if (fragments++)
 				return REASON_IPV6_EXT;
 			p->frag_id = (__u32)h[4] << 24 | (__u32)h[5] << 16 | (__u32)h[6] << 8 | h[7];
 			off += 8;

@@ -510,6 +510,19 @@ static __always_inline bool established(struct __sk_buff *skb, const struct sett
 	return true;
 }
 
+/* Loopback and unspecified destinations are on no wire (RFC 1122 3.2.1.3, RFC 4291 2.5). */
+static __always_inline bool is_martian(const struct addr *a)
+{
+	if (is_v4(a))
+		return a->b[12] == 127 || a->b[12] == 0;
+	return !a->d[0] && !a->w[2] && !(a->w[3] & bpf_htonl(~1));
+}
+
+static __always_inline bool is_unicast(const struct addr *a)
+{
+	return is_v4(a) ? a->b[12] < 224 : a->b[0] != 0xff;
+}
+
 /* Everything else. The frame's first 54 bytes, or all of it, are linear. */
 static __noinline int examine(struct __sk_buff *skb, const struct settings *cfg,
 			      const struct endpoint *ep, struct ctx *c, __u32 dir)
@@ -564,17 +577,31 @@ static __noinline int examine(struct __sk_buff *skb, const struct settings *cfg,
 			return reason ? drop(c, ep, reason) : accept(skb, cfg, dir);
 		}
 		c->local = own_index(ep, &c->p.src);
-		/* Link-local sources reach the link only; policy judges where to. */
-		if (c->local == LOCAL_OTHER && !is_link_local(&c->p.src))
+		/* A link-local source reaches the link only; policy judges where to. */
+		if (c->local == LOCAL_OTHER && !own_link_local(ep, &c->p.src))
 			return drop(c, ep, REASON_SOURCE);
 		if (skb->pkt_type == PACKET_OTHERHOST && !(ep->flags & EP_BRIDGED))
 			return drop(c, ep, REASON_DEST_MAC);
+		/* One address by IP and everybody by Ethernet: a bridge would flood it. */
+		if ((skb->pkt_type == PACKET_BROADCAST || skb->pkt_type == PACKET_MULTICAST) &&
+		    !reason && is_unicast(&c->p.dst) &&
+		    (!(ep->flags & EP_BRIDGED) || governed(ep, EGRESS)))
+			return drop(c, ep, REASON_DEST_MAC);
+		if (!reason && is_martian(&c->p.dst))
+			return drop(c, ep, REASON_MARTIAN);
 	} else {
 		c->local = own_index(ep, &c->p.dst);
 		/* RFC 4861: hop limit 255 proves that it is from this link; MLD has 1. */
 		if (c->p.ndp && !reason &&
 		    (c->p.hop_limit == 255 || (c->p.hop_limit == 1 && is_link_local(&c->p.src))))
 			return accept(skb, cfg, dir);
+		/*
+		 * The sender was judged by the packet's destination. On a bridge the
+		 * frame's may be another: this pod must not get what is not for it.
+		 */
+		if (ep->flags & EP_BRIDGED && !reason && c->local == LOCAL_OTHER &&
+		    is_unicast(&c->p.dst) && !is_link_local(&c->p.dst))
+			return drop(c, ep, REASON_DEST_MAC);
 	}
 	if (reason)
 		goto not_understood;
@@ -609,8 +636,12 @@ static __always_inline int handle(struct __sk_buff *skb, __u32 dir)
 	revision = *(volatile const __u32 *)&cfg->revision;
 	ep = endpoint_of(slot);
 	/* The slot may be changing hands: another interface's entry is not ours. */
-	if (!ep || ep->ifindex != ifindex || ep->flags & EP_DENY_ALL)
+	if (!ep || ep->ifindex != ifindex)
 		return TCX_DROP;
+	if (ep->flags & EP_DENY_ALL) {
+		count_rule(ep->gen, REASON_QUARANTINE, skb->gso_segs ?: 1, skb->len);
+		return TCX_DROP;
+	}
 	if (dir == EGRESS)
 		skb->mark &= ~cfg->mark;
 
@@ -627,7 +658,8 @@ static __always_inline int handle(struct __sk_buff *skb, __u32 dir)
 
 		if ((void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == proto &&
 		    (dir == INGRESS || (mac_equal(eth->h_source, ep->mac) &&
-					(skb->pkt_type != PACKET_OTHERHOST || ep->flags & EP_BRIDGED))) &&
+					(skb->pkt_type == PACKET_HOST ||
+					 (skb->pkt_type == PACKET_OTHERHOST && ep->flags & EP_BRIDGED)))) &&
 		    established(skb, cfg, ep, slot, revision, dir, proto))
 			return accept(skb, cfg, dir);
 	}
@@ -707,8 +739,10 @@ static __noinline int emit_translated(const struct translated *t)
 
 /*
  * A packet whose destination DNAT has changed is judged again, by the
- * destination that conntrack will send it to. Runs in forward and local-in, so
- * after prerouting's DNAT. Packets of everybody else pass untouched.
+ * destination that conntrack will send it to. So is one that was judged by a
+ * Service's backends and that nobody has translated: it goes to the Service's
+ * address itself, which may be anybody's. Runs in forward and local-in, so after
+ * prerouting's DNAT. Packets of everybody else pass untouched.
  */
 SEC("netfilter") int look_after_dnat(struct bpf_nf_ctx *nf)
 {
@@ -724,7 +758,8 @@ SEC("netfilter") int look_after_dnat(struct bpf_nf_ctx *nf)
 	if (!ct || (nfct & 7) >= IP_CT_IS_REPLY)
 		return NF_ACCEPT;
 	bpf_core_read(&status, sizeof(status), &ct->status);
-	if (!(status & IPS_DST_NAT))
+	/* Only a connection's first packets can be translated anew. */
+	if (!(status & IPS_DST_NAT) && (nfct & 7) != IP_CT_NEW)
 		return NF_ACCEPT;
 	cfg = bpf_map_lookup_elem(&config, &zero);
 	orig = &ct->tuplehash[0].tuple;
@@ -747,6 +782,11 @@ SEC("netfilter") int look_after_dnat(struct bpf_nf_ctx *nf)
 		return NF_DROP;
 	t.q.port = bpf_ntohs(port);
 	t.q.dir = EGRESS;
+	if (!(status & IPS_DST_NAT)) {
+		judge(t.ep, &t.q, &t.a);
+		if (!t.a.service)
+			return NF_ACCEPT;
+	}
 	t.q.translated = 1;
 	judge(t.ep, &t.q, &t.a);
 	if (t.a.rule & RULE_FORWARDED)

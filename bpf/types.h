@@ -53,6 +53,8 @@ enum reason {
 	REASON_NO_RULESET,	/* drop: the endpoint's ruleset or world is missing */
 	REASON_NDP_ACCEPT,	/* accept: neighbour discovery and ARP */
 	REASON_RELATED,		/* accept: ICMP error of a live flow */
+	REASON_MARTIAN,		/* drop: destination that is on no wire: loopback, unspecified */
+	REASON_QUARANTINE,	/* drop: the interface has lost its pod, or has none yet */
 	REASON_MAX = 64,
 };
 

@@ -158,6 +158,6 @@ struct bpf_nf_ctx {
 
 /* include/uapi/linux/netfilter.h and nf_conntrack_common.h */
 enum { NF_DROP = 0, NF_ACCEPT = 1 };
-enum { IP_CT_IS_REPLY = 3, IPS_DST_NAT = 1 << 5 };
+enum { IP_CT_NEW = 2, IP_CT_IS_REPLY = 3, IPS_DST_NAT = 1 << 5 };
 
 #endif

@@ -231,6 +231,9 @@ func frameOf(t packet.Tuple, dir policy.Direction, host packettest.MAC) []byte {
 	if t.Src.Is4() != t.Dst.Is4() {
 		return nil
 	}
+	if dir == policy.Egress && (t.Dst.IsLoopback() || t.Dst.IsUnspecified() || (t.Dst.Is4() && t.Dst.As4()[0] == 0)) {
+		return nil // martian
+	}
 	src, dst := packettest.MACFrom(podMAC), host
 	if dir == policy.Ingress {
 		src, dst = dst, src

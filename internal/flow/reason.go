@@ -32,6 +32,8 @@ const (
 	ReasonNoRuleset
 	ReasonNeighbour
 	ReasonRelated
+	ReasonMartian
+	ReasonQuarantine
 
 	ReasonMax Reason = 64
 )
@@ -61,6 +63,8 @@ var reasons = [...]struct{ name, text string }{
 	ReasonNoRuleset:  {"no-ruleset", "the pod's ruleset is missing"},
 	ReasonNeighbour:  {"neighbour", "ARP or neighbour discovery"},
 	ReasonRelated:    {"related", "ICMP error of a live flow"},
+	ReasonMartian:    {"martian", "the destination is on no wire: loopback or unspecified"},
+	ReasonQuarantine: {"quarantined", "the interface belongs to no pod"},
 }
 
 // String returns the reason's word, as in metrics and filters.

@@ -62,10 +62,12 @@ type PosternCtx struct {
 		_          [3]byte
 	}
 	A struct {
-		_      structs.HostLayout
-		Rule   uint32
-		Staged uint32
+		_       structs.HostLayout
+		Rule    uint32
+		Staged  uint32
+		Service uint32
 	}
+	_        [4]byte
 	Now      uint64
 	Slot     uint32
 	Revision uint32
@@ -181,6 +183,8 @@ const (
 	PosternReasonREASON_NO_RULESET  PosternReason = 21
 	PosternReasonREASON_NDP_ACCEPT  PosternReason = 22
 	PosternReasonREASON_RELATED     PosternReason = 23
+	PosternReasonREASON_MARTIAN     PosternReason = 24
+	PosternReasonREASON_QUARANTINE  PosternReason = 25
 	PosternReasonREASON_MAX         PosternReason = 64
 )
 
