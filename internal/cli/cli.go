@@ -132,11 +132,6 @@ func (a *app) name() string {
 	return "postern"
 }
 
-// Command returns the tree of commands, for the reference documentation.
-func Command() *cobra.Command {
-	return newApp(IO{Getenv: func(string) string { return "" }, Out: io.Discard, Err: io.Discard, Name: "postern"}).command()
-}
-
 func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
 		Use: "postern", Short: "See and check what may leave a pod",

@@ -27,12 +27,12 @@ func (a *app) flowsCommand() *cobra.Command {
 		Long: `What was allowed and dropped, by which rule; the newest last.
 
 A record is made of a flow's first packet, of each dropped packet, and of a flow's
-end ("closed"). SENT and BACK are bytes, from the opener and to it. Both ends have their names;
-an end outside of the cluster has its address. RULE is the rule that decided, or the
-reason in words with [its name], if no rule was asked. All filters must hold.
+end ("closed"). Both ends have their names; an end outside of the cluster has its
+address. SENT and BACK are bytes, from the opener and to it. RULE is the rule that
+decided, or the reason in words with [its name], if no rule was asked.
 
-Without --since, --limit or --follow the newest 100 are shown. With -o json each
-record is a JSON object on a line of its own.`,
+All filters must hold. Without --since, --limit or --follow the newest 100 are shown.
+With -o json each record is a JSON object on a line of its own.`,
 		Example: `  postern flows --verdict dropped --since 10m
   postern flows --pod shop/frontend --to 203.0.113.0/24
   postern flows --follow --rule default-deny
