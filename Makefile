@@ -25,7 +25,7 @@ COMPARISONS ?= 1000000
 
 .PHONY: test
 test: ## run all tests, as root: those on packets need it
-	go test $(RACE) -timeout 20m ./...
+	go test $(RACE) -count=1 -timeout 30m ./...
 	POSTERN_COMPARISONS=$(COMPARISONS) go test -timeout 20m -count=1 -v -run TestKernelAgreesWithEvaluate ./internal/datapath | grep -vE '^ *(=== RUN|--- PASS: .*/round-)'
 
 FUZZTIME ?= 30s

@@ -58,6 +58,7 @@ type Agent struct {
 	nodeAddrs     []netip.Addr
 	synced        bool // the manifests have been read
 
+	links     map[manifests.Binding]resolved // since the last change of an interface
 	endpoints map[policy.PodKey]*podEndpoint
 	rulesets  map[policy.PodKey][2]string
 	content   map[string]*policy.Ruleset // by ruleset ID
@@ -92,6 +93,7 @@ type identity struct{ kind, namespace, name string }
 func Run(ctx context.Context, cfg Config) error {
 	a := &Agent{
 		cfg: cfg, started: cfg.Now(), work: make(chan func()), records: newRecordRing(max(cfg.Records, 1024)),
+		links:     map[manifests.Binding]resolved{},
 		endpoints: map[policy.PodKey]*podEndpoint{}, rulesets: map[policy.PodKey][2]string{}, content: map[string]*policy.Ruleset{},
 		problems: map[string]control.Problem{}, clock: bootClock,
 	}
@@ -274,8 +276,8 @@ func (a *Agent) apply(changes policy.Changes) {
 			if _, ok := a.rulesets[key]; !ok {
 				continue
 			}
-			if spec, _, err := resolve(b); err == nil && adopted[spec.Ifindex] {
-				bindings[spec.Ifindex] = a.binding(key)
+			if r := a.resolve(b); r.err == nil && adopted[r.spec.Ifindex] {
+				bindings[r.spec.Ifindex] = a.binding(key)
 			}
 		}
 	}
@@ -318,6 +320,15 @@ func (a *Agent) reconcile() {
 		}
 	}
 	owned := map[int]policy.PodKey{}
+	var specs []datapath.EndpointSpec
+	for key, pod := range pods {
+		if b, ok := a.bindings[key]; ok && !pod.HostNetwork {
+			if r := a.resolve(b); r.err == nil {
+				specs = append(specs, r.spec)
+			}
+		}
+	}
+	a.note("prepare", "error", "datapath", a.dp.Prepare(specs))
 	for _, key := range sortedPods(pods) {
 		a.reconcilePod(key, pods[key], owned)
 	}
@@ -357,7 +368,8 @@ func (a *Agent) reconcilePod(key policy.PodKey, pod *policy.Pod, owned map[int]p
 		ep.message = fmt.Sprintf("no interface: annotate the Pod with %s or %s", manifests.AnnotationInterface, manifests.AnnotationNetns)
 		return
 	}
-	spec, extra, err := resolve(b)
+	r := a.resolve(b)
+	spec, extra, err := r.spec, r.extra, r.err
 	if err != nil {
 		ep.state, ep.message = stateFailed, err.Error()
 		if errors.Is(err, errNotCovered) {
@@ -455,6 +467,24 @@ func (a *Agent) addressesChanged() {
 	a.apply(changes)
 }
 
+// resolved is what resolve said of a binding.
+type resolved struct {
+	spec  datapath.EndpointSpec
+	extra []string
+	err   error
+}
+
+// resolve remembers what it found until an interface comes, goes or changes.
+func (a *Agent) resolve(b manifests.Binding) resolved {
+	if r, ok := a.links[b]; ok {
+		return r
+	}
+	var r resolved
+	r.spec, r.extra, r.err = resolve(b)
+	a.links[b] = r
+	return r
+}
+
 // watchLinks reconciles when interfaces come and go.
 func (a *Agent) watchLinks(ctx context.Context) error {
 	updates := make(chan netlink.LinkUpdate, 1024)
@@ -480,6 +510,7 @@ func (a *Agent) watchLinks(ctx context.Context) error {
 				}
 			}
 			a.do(ctx, func() {
+				clear(a.links)
 				if a.synced {
 					a.addressesChanged()
 					a.reconcile()

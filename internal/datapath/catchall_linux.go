@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -31,7 +32,9 @@ type catchAll struct {
 }
 
 const (
-	catchAllTable = "postern"
+	catchAllTable  = "postern"
+	chainsPerBatch = 32
+	nftTimeout     = 5 * time.Second
 
 	nftOwner   = 0x2
 	nftPersist = 0x4
@@ -92,7 +95,43 @@ func (c *catchAll) add(device string, ifindex int) error {
 	return nil
 }
 
-func (c *catchAll) create(name, device string) error {
+// addAll is add for many interfaces in one transaction; if that fails, each is
+// tried alone, so that one that vanished does not keep the others open.
+func (c *catchAll) addAll(specs []EndpointSpec) error {
+	// The acknowledgements of one transaction must fit into the socket's buffer.
+	for ; len(specs) > chainsPerBatch; specs = specs[chainsPerBatch:] {
+		if err := c.addAll(specs[:chainsPerBatch]); err != nil {
+			return err
+		}
+	}
+	var msgs []netlink.Message
+	var fresh []EndpointSpec
+	for _, s := range specs {
+		if c.devices[chainName(s.Ifindex)] != s.Interface {
+			msgs = append(msgs, c.chain(chainName(s.Ifindex), s.Interface)...)
+			fresh = append(fresh, s)
+		}
+	}
+	if len(fresh) == 0 {
+		return nil
+	}
+	if len(fresh) > 1 && c.batch(msgs...) == nil {
+		for _, s := range fresh {
+			c.devices[chainName(s.Ifindex)] = s.Interface
+		}
+		return nil
+	}
+	var errs []error
+	for _, s := range fresh {
+		errs = append(errs, c.add(s.Interface, s.Ifindex))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *catchAll) create(name, device string) error { return c.batch(c.chain(name, device)...) }
+
+// chain is what makes an interface's chain and its rule.
+func (c *catchAll) chain(name, device string) []netlink.Message {
 	mask := make([]byte, 4)
 	binary.NativeEndian.PutUint32(mask, c.mark)
 	zero := make([]byte, 4)
@@ -104,14 +143,14 @@ func (c *catchAll) create(name, device string) error {
 		expression("counter"),
 		expression("immediate", attrU32(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT),
 			nested(unix.NFTA_IMMEDIATE_DATA, nested(unix.NFTA_DATA_VERDICT, attrU32(unix.NFTA_VERDICT_CODE, 0)))))
-	return c.batch(
+	return []netlink.Message{
 		message(unix.NFT_MSG_NEWCHAIN, netlink.Create,
 			attrString(unix.NFTA_CHAIN_TABLE, catchAllTable), attrString(unix.NFTA_CHAIN_NAME, name),
 			nested(unix.NFTA_CHAIN_HOOK, attrU32(unix.NFTA_HOOK_HOOKNUM, unix.NF_NETDEV_INGRESS), attrU32(unix.NFTA_HOOK_PRIORITY, 0), attrString(unix.NFTA_HOOK_DEV, device)),
 			attrU32(unix.NFTA_CHAIN_POLICY, 1), attrString(unix.NFTA_CHAIN_TYPE, "filter")),
 		message(unix.NFT_MSG_NEWRULE, netlink.Create|netlink.Append,
 			attrString(unix.NFTA_RULE_TABLE, catchAllTable), attrString(unix.NFTA_RULE_CHAIN, name), exprs),
-	)
+	}
 }
 
 // remove takes an interface out; the kernel has done so already if it is gone.
@@ -251,14 +290,24 @@ func (c *catchAll) batch(msgs ...netlink.Message) error {
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
+	// Each message is answered, by an acknowledgement or an error. If one is lost,
+	// rather fail than wait for ever.
+	if err := c.conn.SetReadDeadline(time.Now().Add(nftTimeout)); err != nil { //nolint:forbidigo // a socket's deadline is in the system's time
+		return fmt.Errorf("nftables: %w", err)
+	}
 	var first error
 	for range sent[1 : len(sent)-1] {
-		// One acknowledgement or error per message; an error of the batch ends it.
 		if _, err := c.conn.Receive(); err != nil {
 			if first == nil {
 				first = err
 			}
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
 		}
+	}
+	if err := c.conn.SetReadDeadline(time.Time{}); err != nil {
+		return fmt.Errorf("nftables: %w", err)
 	}
 	return first
 }

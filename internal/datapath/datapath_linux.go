@@ -87,6 +87,7 @@ type Datapath struct {
 	catchAll       *catchAll
 
 	endpoints map[int]*endpoint // by ifindex
+	prepared  map[int]uint32    // slots of interfaces that Arm will take, by ifindex
 	nfLinks   []link.Link
 	revision  uint32
 	// deferrable: what look_after_dnat needs is attached.
@@ -107,7 +108,7 @@ func Open(cfg Config, ruleID func(policy.RuleRef) uint32) (d *Datapath, err erro
 			return nil, fmt.Errorf("pin directory: %w (is a bpffs mounted there? mount -t bpf bpf %s)", err, filepath.Dir(cfg.PinDir))
 		}
 	}
-	d = &Datapath{cfg: cfg, ruleID: ruleID, endpoints: map[int]*endpoint{}}
+	d = &Datapath{cfg: cfg, ruleID: ruleID, endpoints: map[int]*endpoint{}, prepared: map[int]uint32{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())

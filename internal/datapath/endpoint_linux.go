@@ -85,23 +85,16 @@ func (d *Datapath) Arm(spec EndpointSpec, b Binding) error {
 		ep.spec, ep.binding, ep.adopted = spec, b, false
 		return errors.Join(d.writeEndpoint(ep, true), d.attach(ep))
 	}
-	if d.catchAll != nil {
-		if err := d.catchAll.add(spec.Interface, spec.Ifindex); err != nil {
-			return err
-		}
+	if err := d.Prepare([]EndpointSpec{spec}); err != nil {
+		return err
 	}
-	slot, err := d.freeSlot()
-	if err != nil {
-		return fmt.Errorf("interface %s: %w", spec.Interface, err)
-	}
+	slot := d.prepared[spec.Ifindex]
 	gen, err := d.nextGeneration()
 	if err != nil {
 		return err
 	}
 	ep = &endpoint{spec: spec, binding: b, slot: slot, entry: bpf.PosternEndpoint{Gen: gen}}
-	if err := errors.Join(d.newFlowTable(slot), d.resetAccepted(slot)); err != nil {
-		return fmt.Errorf("interface %s: %w", spec.Interface, err)
-	}
+	delete(d.prepared, spec.Ifindex)
 	d.endpoints[spec.Ifindex] = ep
 	if err := d.writeEndpoint(ep, true); err != nil {
 		return err
@@ -130,10 +123,58 @@ func (d *Datapath) Endpoints() []int {
 	return out
 }
 
+// Prepare does for many interfaces at once what Arm would do for each: the
+// catch-all in one transaction, flow tables in one batch. The kernel waits for a
+// grace period, some milliseconds, for either.
+func (d *Datapath) Prepare(specs []EndpointSpec) error {
+	var fresh []EndpointSpec
+	for _, s := range specs {
+		_, armed := d.endpoints[s.Ifindex]
+		if _, ready := d.prepared[s.Ifindex]; !armed && !ready {
+			fresh = append(fresh, s)
+		}
+	}
+	if len(fresh) == 0 {
+		return nil
+	}
+	if d.catchAll != nil {
+		if err := d.catchAll.addAll(fresh); err != nil {
+			return err
+		}
+	}
+	slots, fds := make([]uint32, 0, len(fresh)), make([]uint32, 0, len(fresh))
+	for _, s := range fresh {
+		slot, err := d.freeSlot()
+		if err != nil {
+			return fmt.Errorf("interface %s: %w", s.Interface, err)
+		}
+		m, err := d.flowTable(slot)
+		if err != nil {
+			return fmt.Errorf("interface %s: %w", s.Interface, err)
+		}
+		defer func() { _ = m.Close() }() // the outer map holds it
+		if err := d.resetAccepted(slot); err != nil {
+			return err
+		}
+		d.prepared[s.Ifindex] = slot
+		slots, fds = append(slots, slot), append(fds, uint32(m.FD()))
+	}
+	if _, err := d.objs.Flows.BatchUpdate(slots, fds, nil); err != nil {
+		for _, s := range fresh {
+			delete(d.prepared, s.Ifindex)
+		}
+		return fmt.Errorf("flow tables: %w", err)
+	}
+	return nil
+}
+
 func (d *Datapath) freeSlot() (uint32, error) {
 	used := make(map[uint32]bool, len(d.endpoints))
 	for _, ep := range d.endpoints {
 		used[ep.slot] = true
+	}
+	for _, slot := range d.prepared {
+		used[slot] = true
 	}
 	for s := range uint32(MaxEndpoints) {
 		if !used[s] {
@@ -145,17 +186,25 @@ func (d *Datapath) freeSlot() (uint32, error) {
 
 // newFlowTable gives the slot an empty table: nothing is inherited (I3).
 func (d *Datapath) newFlowTable(slot uint32) error {
-	spec := d.spec.Maps["flows"].InnerMap.Copy()
-	spec.Name = fmt.Sprintf("flows_%d", slot)
-	m, err := ebpf.NewMap(spec)
+	m, err := d.flowTable(slot)
 	if err != nil {
-		return fmt.Errorf("flow table: %w", err)
+		return err
 	}
 	defer func() { _ = m.Close() }() // the outer map holds it
 	if err := d.objs.Flows.Put(slot, m); err != nil {
 		return fmt.Errorf("flow table: %w", err)
 	}
 	return nil
+}
+
+func (d *Datapath) flowTable(slot uint32) (*ebpf.Map, error) {
+	spec := d.spec.Maps["flows"].InnerMap.Copy()
+	spec.Name = fmt.Sprintf("flows_%d", slot)
+	m, err := ebpf.NewMap(spec)
+	if err != nil {
+		return nil, fmt.Errorf("flow table: %w", err)
+	}
+	return m, nil
 }
 
 // writeEndpoint brings the endpoint's entry up to date (D2). services asks to

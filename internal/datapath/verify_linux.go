@@ -82,9 +82,13 @@ func (d *Datapath) Verify(ifindex int) error {
 func (d *Datapath) Audit() ([]string, error) {
 	var mended []string
 	var errs []error
+	present, err := interfaces()
+	if err != nil {
+		return nil, err
+	}
 	for _, ifindex := range d.Endpoints() {
 		ep := d.endpoints[ifindex]
-		if _, err := net.InterfaceByIndex(ifindex); err != nil {
+		if !present[ifindex] {
 			continue // gone: the caller disarms it
 		}
 		before := ep.links
@@ -105,6 +109,19 @@ func (d *Datapath) Audit() ([]string, error) {
 	}
 	slices.Sort(mended)
 	return mended, errors.Join(errs...)
+}
+
+// interfaces returns the ifindexes of this network namespace, by one dump.
+func interfaces() (map[int]bool, error) {
+	list, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("interfaces: %w", err)
+	}
+	out := make(map[int]bool, len(list))
+	for _, i := range list {
+		out[i.Index] = true
+	}
+	return out, nil
 }
 
 // Quarantine denies everything on an interface that has lost its pod. It stays

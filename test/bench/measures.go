@@ -1,0 +1,368 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/postern-dev/postern/internal/control"
+	"github.com/postern-dev/postern/internal/lab"
+	"github.com/postern-dev/postern/internal/labagent"
+)
+
+// kernel runs the program benchmarks; a figure is the median of their rounds.
+func kernel(ctx context.Context, b *bench) error {
+	est, err := goBench(ctx, "./internal/datapath", "BenchmarkEstablished", "2000000x", b.rounds, "kernel-ns/op")
+	if err != nil {
+		return err
+	}
+	first, err := goBench(ctx, "./internal/datapath", "BenchmarkFirst", "1000000x", b.rounds, "net-ns/op")
+	if err != nil {
+		return err
+	}
+	for _, e := range est {
+		b.add("established packet, BPF_PROG_TEST_RUN, "+e.name, "60 ns", fmt.Sprintf("%.0f ns", e.value), "a run of an empty program, 20 ns here, is part of it")
+	}
+	for _, f := range first {
+		b.add("first packet, random destinations, "+f.name, "300 ns at 10,000 rules and 100,000 CIDRs", fmt.Sprintf("%.0f ns", f.value), "with the removal of the flow again")
+	}
+	return nil
+}
+
+func language(ctx context.Context, b *bench) error {
+	rows, err := goBench(ctx, "./internal/policy", ".", "1s", b.rounds, "ns/op")
+	if err != nil {
+		return err
+	}
+	for _, r := range rows {
+		b.add("language: "+r.name, "", time.Duration(r.value).Round(time.Microsecond).String(), "")
+	}
+	return nil
+}
+
+type figure struct {
+	name  string
+	value float64
+}
+
+// goBench runs go test -bench and returns the median of a unit by benchmark.
+func goBench(ctx context.Context, pkg, name, benchtime string, rounds int, unit string) ([]figure, error) {
+	cmd := exec.CommandContext(ctx, "go", "test", pkg, "-run", "^$", "-bench", name, "-benchtime", benchtime, "-count", strconv.Itoa(rounds), "-timeout", "60m") //nolint:gosec // our own arguments
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, os.Stderr
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("%w: %s", err, out.String())
+	}
+	values := map[string][]float64{}
+	var order []string
+	sc := bufio.NewScanner(&out)
+	for sc.Scan() {
+		f := strings.Fields(sc.Text())
+		if len(f) < 4 || !strings.HasPrefix(f[0], "Benchmark") {
+			continue
+		}
+		for i := 2; i+1 < len(f); i += 2 {
+			if f[i+1] != unit {
+				continue
+			}
+			v, err := strconv.ParseFloat(f[i], 64)
+			if err != nil {
+				return nil, err
+			}
+			_, n, _ := strings.Cut(f[0], "/")
+			if n == "" {
+				n = f[0]
+			}
+			if j := strings.LastIndexByte(n, '-'); j > 0 {
+				n = n[:j]
+			}
+			if values[n] == nil {
+				order = append(order, n)
+			}
+			values[n] = append(values[n], v)
+		}
+	}
+	var res []figure
+	for _, n := range order {
+		res = append(res, figure{n, median(values[n])})
+	}
+	return res, sc.Err()
+}
+
+// networks writes n random networks as a YAML list.
+func networks(rng *rand.Rand, n int) string {
+	var sb strings.Builder
+	for range n {
+		a := netip.AddrFrom4([4]byte{byte(1 + rng.IntN(200)), byte(rng.IntN(256)), byte(rng.IntN(256)), byte(rng.IntN(256))})
+		fmt.Fprintf(&sb, "  - %s\n", netip.PrefixFrom(a, 24+8*rng.IntN(2)).Masked())
+	}
+	return sb.String()
+}
+
+// bigPolicy is about 1,000 rules with 100,000 networks, and one that lets the load pass.
+func bigPolicy() string {
+	rng := rand.New(rand.NewPCG(7, 7))
+	var sb strings.Builder
+	for p := range 10 {
+		fmt.Fprintf(&sb, "---\napiVersion: postern.dev/v1alpha1\nkind: DestinationSet\nmetadata: {name: set%d, namespace: shop}\nspec:\n  networks:\n%s", p, networks(rng, 10000))
+		fmt.Fprintf(&sb, "---\napiVersion: postern.dev/v1alpha1\nkind: EgressPolicy\nmetadata: {name: rules%d, namespace: shop}\nspec:\n  podSelector: {}\n  egress:\n", p)
+		for r := range 100 {
+			fmt.Fprintf(&sb, "  - to: [{destinationSets: [{name: set%d}]}]\n    protocols: [{tcp: {destinationPort: {number: %d}}}]\n", p, 1000+p*100+r)
+		}
+	}
+	sb.WriteString("---\napiVersion: postern.dev/v1alpha1\nkind: EgressPolicy\nmetadata: {name: load, namespace: shop}\nspec:\n  podSelector: {}\n  egress: [{to: [{networks: [203.0.113.80/32]}]}]\n")
+	return sb.String()
+}
+
+// traffic compares a pod under policy with a pod of a node without an agent.
+func traffic(ctx context.Context, b *bench) error {
+	spec := lab.DefaultSpec("bench-traffic")
+	spec.Nodes = []lab.NodeSpec{{Name: "node1"}, {Name: "node2"}}
+	spec.Pods = []lab.PodSpec{
+		{Namespace: "shop", Name: "with", Node: "node1", Labels: map[string]string{"app": "load"}},
+		{Namespace: "shop", Name: "without", Node: "node2", Labels: map[string]string{"app": "load"}},
+	}
+	spec.Services = nil
+	l, err := lab.Up(ctx, spec)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = l.Down() }()
+	a, err := labagent.Start(ctx, l, l.Nodes()[0], labagent.Options{Binary: b.posternd()})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = a.Kill() }()
+	if err := a.Write(ctx, "big.yaml", bigPolicy()); err != nil {
+		return err
+	}
+	for _, kind := range []struct {
+		kind   lab.LoadKind
+		what   string
+		target string
+		rate   func(lab.LoadResult) float64
+	}{
+		{lab.TCPConn, "TCP connections/s, 1,000 rules and 100,000 CIDRs, against no policy", "95 %", lab.LoadResult.OpsPerSecond},
+		{lab.TCPBulk, "TCP bulk throughput, against no policy", "98 %", lab.LoadResult.BitsPerSecond},
+		{lab.TCPRR, "TCP request/response rate, against no policy", "98 %", lab.LoadResult.OpsPerSecond},
+	} {
+		var ratios, rates []float64
+		for range b.rounds {
+			var got [2]float64
+			for i, pod := range []string{"shop/with", "shop/without"} {
+				r, err := l.Load(ctx, lab.LoadSpec{Kind: kind.kind, Client: pod, Server: "outside", Listen: netip.AddrPortFrom(lab.WebV4, 0), Duration: 2 * time.Second})
+				if err != nil {
+					return fmt.Errorf("%s: %w", kind.what, err)
+				}
+				if r.Errors > 0 {
+					return fmt.Errorf("%s: %d errors: %w", kind.what, r.Errors, r.FirstError)
+				}
+				got[i] = kind.rate(r)
+			}
+			ratios = append(ratios, 100*got[0]/got[1])
+			rates = append(rates, got[0])
+		}
+		b.add(kind.what, kind.target, fmt.Sprintf("%.1f %%", median(ratios)), fmt.Sprintf("%.3g/s with policy", median(rates)))
+	}
+	return nil
+}
+
+// scale is a node with 250 pods and 1,000 policies.
+func scale(ctx context.Context, b *bench) error {
+	const pods, policies = 250, 1000
+	spec := lab.Spec{Name: "bench-scale", Hosts: lab.DefaultHosts(), Nodes: []lab.NodeSpec{{Name: "node1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/22"), netip.MustParsePrefix("fd00:10:244::/64")}}}}
+	for i := range pods {
+		ps := lab.PodSpec{Namespace: fmt.Sprintf("ns%d", i%25), Name: fmt.Sprintf("pod%d", i), Labels: map[string]string{"app": fmt.Sprintf("app%d", i%50), "i": strconv.Itoa(i)}, Servers: []lab.Server{}}
+		spec.Pods = append(spec.Pods, ps)
+	}
+	l, err := lab.Up(ctx, spec)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = l.Down() }()
+	a, err := labagent.New(l, l.Nodes()[0], labagent.Options{Binary: b.posternd()})
+	if err != nil {
+		return err
+	}
+	var sb strings.Builder
+	for i := range policies {
+		fmt.Fprintf(&sb, "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p%d, namespace: ns%d}\nspec:\n  podSelector: {matchLabels: {app: app%d}}\n  policyTypes: [Ingress, Egress]\n"+
+			"  ingress: [{from: [{namespaceSelector: {}, podSelector: {matchLabels: {app: app%d}}}], ports: [{port: %d}]}]\n  egress: [{to: [{ipBlock: {cidr: 10.%d.%d.0/24}}]}]\n", i, i%25, i%50, (i+1)%50, 1000+i, i%200, i%250)
+	}
+	sb.WriteString("---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: web, namespace: ns0}\nspec: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 203.0.113.80/32}}]}]}\n")
+	if err := os.WriteFile(filepath.Join(a.Manifests, "policies.yaml"), []byte(sb.String()), 0o600); err != nil {
+		return err
+	}
+	var starts []time.Duration
+	for range b.rounds {
+		t := time.Now()
+		if err := a.Start(); err != nil {
+			return err
+		}
+		sctx, cancel := context.WithTimeout(ctx, 60*time.Second)
+		err := a.WaitReady(sctx)
+		cancel()
+		if err != nil {
+			return errors.Join(err, a.Kill())
+		}
+		starts = append(starts, time.Since(t))
+		if len(starts) < b.rounds {
+			if err := errors.Join(a.Kill(), a.Uninstall()); err != nil {
+				return err
+			}
+		}
+	}
+	defer func() { _ = a.Kill() }()
+	b.add("agent cold start, 250 endpoints, 1,000 policies", "2 s", median(starts).Round(time.Millisecond).String(), "from exec to every pod read back as enforced")
+	if err := b.memory(a, "resident memory of that agent, with the maps it has mapped"); err != nil {
+		return err
+	}
+	return b.timeToEnforce(ctx, l, a)
+}
+
+// memory adds the agent's resident set.
+func (b *bench) memory(a *labagent.Agent, what string) error {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", a.PID()))
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "VmRSS:" {
+			kb, err := strconv.Atoi(f[1])
+			if err != nil {
+				return err
+			}
+			b.add(what, "400 MiB", fmt.Sprintf("%d MiB", kb/1024), "VmRSS")
+		}
+	}
+	return nil
+}
+
+// timeToEnforce toggles a policy under a stream of datagrams and takes the time
+// from the file's rename to the last datagram that arrives.
+func (b *bench) timeToEnforce(ctx context.Context, l *lab.Lab, a *labagent.Agent) error {
+	pod, err := l.Pod("ns0/pod0")
+	if err != nil {
+		return err
+	}
+	deny := "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: cut}\nspec:\n  tier: Admin\n  priority: 1\n  subject: {pods: {namespaceSelector: {}, podSelector: {matchLabels: {i: \"0\"}}}}\n  egress: [{action: Deny, to: [{networks: [203.0.113.80/32]}]}]\n"
+	conn, err := pod.Dial(ctx, "udp", netip.AddrPortFrom(lab.WebV4, lab.EchoPort).String())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	var times []time.Duration
+	for i := range 20 * b.rounds {
+		stop := make(chan struct{})
+		answers := make(chan time.Time, 1<<16)
+		go func() {
+			defer close(answers)
+			buf := make([]byte, 2048)
+			for {
+				if conn.SetReadDeadline(time.Now().Add(30*time.Millisecond)) != nil {
+					return
+				}
+				if _, err := conn.Read(buf); err == nil {
+					answers <- time.Now()
+					continue
+				}
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		}()
+		quit := make(chan struct{})
+		go func() {
+			for {
+				select {
+				case <-quit:
+					return
+				default:
+					_, _ = conn.Write([]byte("x"))
+					time.Sleep(200 * time.Microsecond)
+				}
+			}
+		}()
+		time.Sleep(30 * time.Millisecond)
+		tmp := filepath.Join(a.Manifests, ".cut.tmp")
+		if err := os.WriteFile(tmp, []byte(deny), 0o600); err != nil {
+			return err
+		}
+		start := time.Now()
+		if err := os.Rename(tmp, filepath.Join(a.Manifests, "cut.yaml")); err != nil {
+			return err
+		}
+		time.Sleep(400 * time.Millisecond)
+		close(quit)
+		close(stop)
+		last := start
+		n := 0
+		for t := range answers {
+			n++
+			if t.After(last) {
+				last = t
+			}
+		}
+		if n == 0 {
+			return fmt.Errorf("round %d: no answers before the cut", i)
+		}
+		times = append(times, last.Sub(start))
+		if err := a.Remove(ctx, "cut.yaml"); err != nil {
+			return err
+		}
+	}
+	b.add("policy change to last packet admitted, 250 endpoints, 1,000 policies", "p99 50 ms",
+		"p99 "+percentile(times, .99).Round(100*time.Microsecond).String(), "p50 "+percentile(times, .5).Round(100*time.Microsecond).String()+"; 10 ms of it is the wait for a quiet directory")
+	return nil
+}
+
+// million loads one set of 1,000,000 networks.
+func million(ctx context.Context, b *bench) error {
+	l, err := lab.Up(ctx, lab.DefaultSpec("bench-million"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = l.Down() }()
+	a, err := labagent.New(l, l.Nodes()[0], labagent.Options{Binary: b.posternd()})
+	if err != nil {
+		return err
+	}
+	rng := rand.New(rand.NewPCG(3, 3))
+	yaml := "apiVersion: postern.dev/v1alpha1\nkind: DestinationSet\nmetadata: {name: feed, namespace: shop}\nspec:\n  networks:\n" + networks(rng, 1_000_000) +
+		"---\napiVersion: postern.dev/v1alpha1\nkind: EgressPolicy\nmetadata: {name: feed, namespace: shop}\nspec: {podSelector: {}, egress: [{to: [{destinationSets: [{name: feed}]}]}]}\n"
+	if err := os.WriteFile(filepath.Join(a.Manifests, "feed.yaml"), []byte(yaml), 0o600); err != nil {
+		return err
+	}
+	start := time.Now()
+	if err := a.Start(); err != nil {
+		return err
+	}
+	defer func() { _ = a.Kill() }()
+	mctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	if err := a.WaitReady(mctx); err != nil {
+		return err
+	}
+	took := time.Since(start)
+	s, err := a.Client.Status(ctx)
+	if err != nil {
+		return err
+	}
+	b.add("1,000,000 CIDRs loaded, cold start", "5 s", took.Round(10*time.Millisecond).String(), fmt.Sprintf("%d prefixes after merging, from YAML", s.Kernel["prefixes"]))
+	_ = control.Status{}
+	return b.memory(a, "resident memory with 1,000,000 CIDRs, with the maps it has mapped")
+}
