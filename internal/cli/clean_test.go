@@ -103,8 +103,8 @@ func poison(v reflect.Value) {
 		if v.Type().PkgPath() == "net/netip" || v.Type().PkgPath() == "time" {
 			return
 		}
-		for i := range v.NumField() {
-			poison(v.Field(i))
+		for _, f := range v.Fields() {
+			poison(f)
 		}
 	case reflect.Slice:
 		for i := range v.Len() {
@@ -123,10 +123,16 @@ func poison(v reflect.Value) {
 func TestNothingReachesTheTerminal(t *testing.T) {
 	socket := hostile().start(t)
 	for _, args := range [][]string{
-		{"status"}, {"endpoints"}, {"endpoints", "frontend" + evil}, {"policies"}, {"flows"},
+		{"status"},
+		{"endpoints"},
+		{"endpoints", "frontend" + evil},
+		{"policies"},
+		{"flows"},
 		{"explain", "shop/frontend", "203.0.113.66", "--port", "443"},
 		{"explain", "shop/" + evil, "203.0.113.66", "--port", "443"},
-		{"endpoints", evil}, {"flows", "--verdict", evil}, {"flows", "--since", evil},
+		{"endpoints", evil},
+		{"flows", "--verdict", evil},
+		{"flows", "--since", evil},
 	} {
 		for _, format := range []string{"table", "json"} {
 			out, errs, _ := run(t, IO{}, append(args, "-o", format, "--socket", socket)...)
@@ -138,10 +144,17 @@ func TestNothingReachesTheTerminal(t *testing.T) {
 		}
 	}
 	for _, args := range [][]string{
-		{evil}, {"--" + evil}, {"status", "--socket", "/nowhere/" + evil}, {"policy", "validate", "testdata/" + evil},
-		{"policy", "validate", "testdata/evil"}, {"policy", "validate", "-o", "json", "testdata/evil"},
+		{evil},
+		{"--" + evil},
+		{"status", "--socket", "/nowhere/" + evil},
+		{"policy", "validate", "testdata/" + evil},
+		{"policy", "validate", "testdata/evil"},
+		{"policy", "validate", "-o", "json", "testdata/evil"},
 		{"explain", "shop/a", "shop/b", "--port", "1", "--manifests", "testdata/evil"},
-		{"lab", "status", evil}, {"lab", "up", evil}, {"lab", "down", evil}, {"lab", "exec", "--lab", evil, "x", "--", "true"},
+		{"lab", "status", evil},
+		{"lab", "up", evil},
+		{"lab", "down", evil},
+		{"lab", "exec", "--lab", evil, "x", "--", "true"},
 	} {
 		out, errs, code := run(t, IO{}, args...)
 		printable(t, strings.Join(args, " ")+" stdout", out)

@@ -92,9 +92,9 @@ func Main(ctx context.Context, args []string, std IO) int {
 	code := a.exitCode(ctx, err)
 	var ee *exitError
 	if err != nil && (!errors.As(err, &ee) || ee.err != nil) && code != ExitInterrupted {
-		fmt.Fprintf(a.Err, "%s: %s\n", a.name(), cleanLines(err.Error()))
+		a.errf("%s: %s\n", a.name(), cleanLines(err.Error()))
 		if !a.ran {
-			fmt.Fprintf(a.Err, "Run '%s --help' for usage.\n", cmd.CommandPath())
+			a.errf("Run '%s --help' for usage.\n", cmd.CommandPath())
 		}
 	}
 	return code

@@ -168,7 +168,7 @@ func TestFollow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
+	defer func() { _ = r.Close() }()
 	done := make(chan int)
 	go func() {
 		std := IO{Out: w, Err: w, In: r, Getenv: func(string) string { return "" }, Now: func() time.Time { return now }, Name: "postern"}

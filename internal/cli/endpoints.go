@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"fmt"
 	"strconv"
 	"strings"
 
@@ -77,7 +76,7 @@ func onlyEndpoint(list []control.Endpoint, name string) []control.Endpoint {
 
 func (a *app) printEndpoints(list []control.Endpoint, rules bool) error {
 	if len(list) == 0 {
-		fmt.Fprintln(a.Err, "no pods on this node")
+		a.errf("no pods on this node\n")
 		return nil
 	}
 	t := a.newTable("POD", "STATE", "EGRESS", "INGRESS", "DROPPED", "FORWARDED", "INTERFACE", "ADDRESSES")
@@ -111,7 +110,7 @@ func (a *app) printRules(e control.Endpoint) error {
 		a.printf("\n%s: no packet yet\n", e.Namespace+"/"+e.Name)
 		return nil
 	}
-	fmt.Fprintln(a.Out)
+	a.outf("\n")
 	t := a.newTable("PACKETS", "BYTES", "RULE")
 	for _, r := range e.Rules {
 		t.add(number(strconv.FormatUint(r.Packets, 10)), number(bytesText(r.Bytes)), text(ruleText(r.Rule)))

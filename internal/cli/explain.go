@@ -75,7 +75,7 @@ func (a *app) explainOffline(dir string, q control.ExplainRequest) (control.Expl
 		return control.ExplainResponse{}, err
 	}
 	if kube.HasErrors(store.Findings()) {
-		fmt.Fprintf(a.Err, "%s: %s has errors, and what was not understood is denied; see 'policy validate %s'\n", a.name(), clean(dir), clean(dir))
+		a.errf("%s: %s has errors, and what was not understood is denied; see 'policy validate %s'\n", a.name(), clean(dir), clean(dir))
 	}
 	res, err := control.Explain(store.Snapshot(), q)
 	if err != nil {
@@ -114,7 +114,7 @@ func (a *app) printExplanation(res control.ExplainResponse) {
 		case strings.HasPrefix(strings.TrimLeft(line, " "), "> "):
 			st = bold
 		}
-		fmt.Fprintln(a.Out, paint(a.colour, st, line))
+		a.outf("%s\n", paint(a.colour, st, line))
 	}
 	switch res.Verdict {
 	case policy.Forwarded.String():

@@ -126,14 +126,14 @@ func (a *app) flows(ctx context.Context, f control.Filter, js bool) error {
 	case js:
 		return nil
 	case n == 0:
-		fmt.Fprintln(a.Err, "no records")
+		a.errf("no records\n")
 		return nil
 	}
 	if err := t.flush(); err != nil {
 		return err
 	}
 	if n == defaultLimit && f.Limit == defaultLimit && f.Since.IsZero() && a.ErrTTY {
-		fmt.Fprintf(a.Err, "(the newest %d; --since or --limit shows more)\n", n)
+		a.errf("(the newest %d; --since or --limit shows more)\n", n)
 	}
 	return nil
 }

@@ -233,7 +233,7 @@ func (a *app) labListCommand() *cobra.Command {
 				a.printf("%s\n", n)
 			}
 			if len(names) == 0 {
-				fmt.Fprintln(a.Err, "no labs; 'postern lab up' starts one")
+				a.errf("no labs; 'postern lab up' starts one\n")
 			}
 			return nil
 		},

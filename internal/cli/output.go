@@ -25,11 +25,17 @@ func (a *app) printf(format string, args ...any) {
 			args[i] = clean(s)
 		}
 	}
-	fmt.Fprintf(a.Out, format, args...)
+	a.outf(format, args...)
 }
 
 // say writes a styled line.
-func (a *app) say(s style, line string) { fmt.Fprintln(a.Out, paint(a.colour, s, clean(line))) }
+func (a *app) say(s style, line string) { a.outf("%s\n", paint(a.colour, s, clean(line))) }
+
+// outf and errf write as they are told: callers clean what needs it. That nobody
+// listens any more is no reason to do anything else.
+func (a *app) outf(format string, args ...any) { _, _ = fmt.Fprintf(a.Out, format, args...) }
+
+func (a *app) errf(format string, args ...any) { _, _ = fmt.Fprintf(a.Err, format, args...) }
 
 // plural returns "1 thing" or "n things".
 func plural(n int, thing string) string {

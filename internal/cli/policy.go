@@ -115,7 +115,7 @@ func (a *app) printFindings(v validation, strict bool) {
 		if f.Path != "" {
 			about += " " + f.Path
 		}
-		fmt.Fprintf(a.Out, "%s%s %s\n    %s (%s)\n", clean(where), paint(a.colour, st, f.Severity+":"), clean(about), clean(f.Message), clean(f.Reason))
+		a.outf("%s%s %s\n    %s (%s)\n", clean(where), paint(a.colour, st, f.Severity+":"), clean(about), clean(f.Message), clean(f.Reason))
 	}
 	what := plural(v.Objects, "object") + " in " + plural(v.Files, "file")
 	switch {
@@ -172,7 +172,7 @@ a policy has errors.`,
 
 func (a *app) printPolicies(list []control.Policy) error {
 	if len(list) == 0 {
-		fmt.Fprintln(a.Err, "no policies: every pod may reach everything")
+		a.errf("no policies: every pod may reach everything\n")
 		return nil
 	}
 	slices.SortStableFunc(list, func(a, b control.Policy) int {

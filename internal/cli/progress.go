@@ -22,7 +22,7 @@ func (a *app) progress(what string) (done func()) {
 		shown := 0
 		defer func() {
 			if shown > 0 {
-				fmt.Fprintf(a.Err, "\r%*s\r", shown, "")
+				a.errf("\r%*s\r", shown, "")
 			}
 		}()
 		wait := time.NewTimer(a.patience)
@@ -34,7 +34,7 @@ func (a *app) progress(what string) (done func()) {
 			case <-wait.C:
 			}
 			line := fmt.Sprintf("%s ... %d s", clean(what), int(elapsed.Seconds()))
-			fmt.Fprintf(a.Err, "\r%s", line)
+			a.errf("\r%s", line)
 			shown = max(shown, utf8.RuneCountInString(line))
 			wait.Reset(time.Second)
 		}

@@ -91,7 +91,7 @@ func (a *app) printStatus(s control.Status) {
 	a.printf("Kernel      %d prefixes, %d rulesets, %d services\n", s.Kernel["prefixes"], s.Kernel["rulesets"], s.Kernel["services"])
 	a.printf("Flows       %d records kept, %d events lost\n", s.Records, s.EventsLost)
 	a.printProblems(s.Problems)
-	fmt.Fprintln(a.Out)
+	a.outf("\n")
 	a.say(verdict(s, all))
 }
 
@@ -103,25 +103,25 @@ func verdict(s control.Status, all int) (style, string) {
 	case open > 0 && errs > 0:
 		return red, fmt.Sprintf("NOT OK: %d of %s not enforced; correct the %s above.", open, plural(all, "endpoint"), plural(errs, "error"))
 	case errs > 0:
-		return red, fmt.Sprintf("NOT OK: %s to correct, what was not understood is denied; apart from that, %s enforced.", plural(errs, "error"), areIs(all, "endpoint"))
+		return red, fmt.Sprintf("NOT OK: %s to correct, what was not understood is denied; apart from that, %s enforced.", plural(errs, "error"), allAre(all))
 	case all == 0:
 		return yellow, "NOTHING TO ENFORCE: no pod of this node is known. Pods come from the manifests; check that their nodeName is " + s.Node + "."
 	case open > 0:
 		return yellow, fmt.Sprintf("OK, WITH A GAP: %d of %s can't be enforced; see the warnings above.", open, plural(all, "endpoint"))
 	case len(s.Policies) == 0:
-		return yellow, fmt.Sprintf("NO POLICY: %s armed, and every pod may reach everything until there is a policy.", areIs(all, "endpoint"))
+		return yellow, fmt.Sprintf("NO POLICY: %s armed, and every pod may reach everything until there is a policy.", allAre(all))
 	case warnings > 0:
-		return yellow, fmt.Sprintf("OK, WITH %s: %s enforced.", strings.ToUpper(plural(warnings, "warning")), areIs(all, "endpoint"))
+		return yellow, fmt.Sprintf("OK, WITH %s: %s enforced.", strings.ToUpper(plural(warnings, "warning")), allAre(all))
 	}
-	return green, fmt.Sprintf("OK: %s enforced.", areIs(all, "endpoint"))
+	return green, fmt.Sprintf("OK: %s enforced.", allAre(all))
 }
 
-// areIs returns "1 thing is" or "all n things are".
-func areIs(n int, thing string) string {
+// allAre returns "1 endpoint is" or "all n endpoints are".
+func allAre(n int) string {
 	if n == 1 {
-		return "1 " + thing + " is"
+		return "1 endpoint is"
 	}
-	return "all " + plural(n, thing) + " are"
+	return "all " + plural(n, "endpoint") + " are"
 }
 
 // counts prints numbers by name, the largest first.
@@ -155,6 +155,6 @@ func (a *app) printProblems(ps []control.Problem) {
 		if p.Path != "" {
 			about += " " + p.Path
 		}
-		fmt.Fprintf(a.Out, "\n%s %s\n    %s\n", paint(a.colour, st, clean(strings.ToUpper(p.Severity))), clean(about), clean(p.Message))
+		a.outf("\n%s %s\n    %s\n", paint(a.colour, st, clean(strings.ToUpper(p.Severity))), clean(about), clean(p.Message))
 	}
 }

@@ -21,7 +21,9 @@ func (d *demo) paint(style, s string) string {
 	return "\x1b[" + style + "m" + s + "\x1b[0m"
 }
 
-func (d *demo) print(format string, args ...any) { fmt.Fprintf(d.Out, format+"\n", args...) }
+func (d *demo) print(format string, args ...any) {
+	_, _ = fmt.Fprintf(d.Out, format+"\n", args...)
+}
 
 // chapter starts a part of the story.
 func (d *demo) chapter(title string, lines ...string) {
