@@ -29,15 +29,19 @@ type checker struct {
 
 // marks says which parts of a policy were not understood.
 type marks struct {
-	any         bool // some error in spec
-	rules       [2]map[int]bool
-	lists       [2]bool // the whole list of a direction
-	subject     bool
-	priority    bool
-	tier        bool
-	policyTypes bool
-	whole       bool // a field of spec that is not known, or spec itself
-	duplicate   bool // a second object of the same name
+	any          bool // some error in spec
+	shape        bool // one that says that lines are not where they belong
+	rules        [2]map[int]bool
+	swallowed    [2]map[int]bool // the rule may hold another one, that denies
+	lists        [2]bool         // the whole list of a direction
+	subject      bool
+	priority     bool
+	tier         bool
+	policyTypes  bool
+	defaultTypes bool // policyTypes is not given
+	whole        bool // a field that is not known beside spec or in it, or spec itself
+	lost         bool // such a field is a list, in which rules of any direction may be
+	duplicate    bool // a second object of the same name
 }
 
 // newChecker starts with the findings of Decode.
@@ -68,6 +72,21 @@ func (c *checker) warnf(path *field.Path, reason Reason, format string, args ...
 func (c *checker) add(f Finding) {
 	if f.Severity == Error {
 		c.mark(f.Path)
+		switch f.Reason {
+		case ReasonMisplaced:
+			c.misplaced(f.Path)
+			c.marks.shape = c.marks.any
+		case ReasonUnknownField, ReasonUnknownList:
+			// Beside spec, or directly in it; whatever another kind calls so.
+			if c.marks.any && strings.Count(f.Path, ".") <= 1 && !strings.Contains(f.Path, "[") {
+				c.marks.whole = true
+				c.marks.lost = c.marks.lost || f.Reason == ReasonUnknownList
+			}
+			c.marks.shape = c.marks.shape || (c.marks.any && f.Reason == ReasonUnknownList)
+		case ReasonWrongType, ReasonDuplicateField:
+			c.marks.shape = c.marks.shape || c.marks.any
+		default:
+		}
 		c.marks.duplicate = c.marks.duplicate || f.Reason == ReasonDuplicateObject
 	}
 	if len(c.findings) >= maxFindings {
@@ -88,14 +107,20 @@ func (c *checker) result() []Finding {
 	})
 }
 
-// mark notes what an error at path concerns. Paths outside of spec concern nothing.
+// mark notes what an error at path concerns. Paths in metadata and status concern
+// nothing; a field beside spec that is not known may be a part of spec, moved.
 func (c *checker) mark(path string) {
-	rest, ok := strings.CutPrefix(path, "spec")
-	if !ok || (rest != "" && rest[0] != '.' && rest[0] != '[') {
+	m := &c.marks
+	switch top, _ := firstStep(path); top {
+	case "metadata", "status", "":
+		return
+	case "spec":
+		m.any = true
+	default:
+		m.any, m.whole = true, true
 		return
 	}
-	m := &c.marks
-	m.any = true
+	rest := strings.TrimPrefix(path, "spec")
 	name, index := firstStep(strings.TrimPrefix(rest, "."))
 	switch name {
 	case "egress":
@@ -113,6 +138,28 @@ func (c *checker) mark(path string) {
 	default:
 		m.whole = true
 	}
+}
+
+// misplaced notes a rule's field where none is due. In a rule it is the rest of
+// another rule that slipped into it; elsewhere it may be rules of any direction.
+func (c *checker) misplaced(path string) {
+	m := &c.marks
+	name, index := firstStep(strings.TrimPrefix(path, "spec."))
+	last := lastName(path)
+	dir := policy.Egress
+	switch {
+	case !m.any: // in metadata
+		return
+	case (name != "egress" && name != "ingress") || index < 0 || last == "egress" || last == "ingress":
+		m.whole, m.lost = true, true
+		return
+	case name == "ingress":
+		dir = policy.Ingress
+	}
+	if m.swallowed[dir] == nil {
+		m.swallowed[dir] = map[int]bool{}
+	}
+	m.swallowed[dir][index] = true
 }
 
 func (m *marks) markList(dir policy.Direction, index int) {
@@ -158,7 +205,8 @@ func (c *checker) close(p *policy.Policy) {
 	if m.priority || m.tier {
 		p.Priority = math.MinInt32 // before whatever it may have been meant to precede
 	}
-	if (m.whole || m.policyTypes) && p.Kind == policy.KindNetworkPolicy {
+	// policyTypes that are left out may stand somewhere else.
+	if (m.whole || m.policyTypes || (m.shape && m.defaultTypes)) && p.Kind == policy.KindNetworkPolicy {
 		p.Isolates = [2]bool{true, true}
 	}
 	all := m.whole || m.subject || m.priority || m.tier || m.policyTypes || m.duplicate
@@ -168,14 +216,17 @@ func (c *checker) close(p *policy.Policy) {
 		}
 		for i := range p.Rules[dir] {
 			r := &p.Rules[dir][i]
-			if m.rules[dir][i] {
+			switch {
+			case m.swallowed[dir][i] && !additive:
+				*r = denyAll(i, r.Name)
+			case m.rules[dir][i]:
 				*r = closedRule(*r)
-			} else if all || m.lists[dir] {
+			case all || m.lists[dir]:
 				*r = narrowedRule(*r)
 			}
 		}
 		// A field that is not known may be the list of a direction, misspelt.
-		if !additive && governs(p.Kind, dir) && (m.lists[dir] || (m.whole && len(p.Rules[dir]) == 0)) {
+		if !additive && governs(p.Kind, dir) && (m.lists[dir] || m.lost || (m.whole && len(p.Rules[dir]) == 0)) {
 			p.Rules[dir] = append(p.Rules[dir], denyAll(len(p.Rules[dir]), "not understood"))
 		}
 	}

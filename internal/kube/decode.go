@@ -103,7 +103,7 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value) {
 	n = node
 	if isNull(n) {
 		if d.strict && strings.HasPrefix(d.at(""), "spec") {
-			d.problem(n, ReasonRequired, "is null, which can mean nothing or everything: give it a value or remove the field")
+			d.problem(n, ReasonWrongType, "is null, which can mean nothing or everything: give it a value or remove the field")
 		}
 		return
 	}
@@ -158,11 +158,22 @@ func (d *decoder) structure(n *yaml.Node, v reflect.Value) {
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, val := n.Content[i], n.Content[i+1]
 		name := key.Value
+		if key.Kind != yaml.ScalarNode {
+			name = "?"
+		}
 		d.in("."+name, func() {
 			index, known := fields.index[name]
 			switch {
-			case key.Kind != yaml.ScalarNode || !known:
-				d.problem(key, ReasonUnknownField, "is no field of this object%s: remove it or correct its name", suggest(name, fields.index))
+			case (!known || seen[name]) && d.strict && slices.Contains(ruleWords, name):
+				d.problem(key, ReasonMisplaced, "does not belong here, or is given twice: look at the indentation of this rule and the next one")
+			case !known:
+				reason := ReasonUnknownField
+				if key.Kind != yaml.ScalarNode || val.Kind == yaml.SequenceNode {
+					reason = ReasonUnknownList
+				}
+				d.problem(key, reason, "is no field of this object%s: remove it or correct its name", suggest(name, fields.index))
+			case seen[name] && val.Kind == yaml.SequenceNode:
+				d.problem(key, ReasonUnknownList, "is given twice, and here it is a list: keep one, or look at the indentation")
 			case seen[name]:
 				d.problem(key, ReasonDuplicateField, "is given twice: keep one")
 			default:
@@ -176,6 +187,12 @@ func (d *decoder) structure(n *yaml.Node, v reflect.Value) {
 			d.in("."+name, func() { d.problem(n, ReasonRequired, "is missing: it must be given") })
 		}
 	}
+}
+
+// ruleWords are fields of rules and the lists of rules. Where they are not due, a
+// rule may have slipped into the one before it, and what it denied is lost.
+var ruleWords = []string{
+	"action", "egress", "expiresAt", "from", "ingress", "name", "protocols", "reason", "serverName", "to",
 }
 
 func (d *decoder) mapping(n *yaml.Node, v reflect.Value) {
@@ -273,12 +290,12 @@ func integer(n *yaml.Node) (int64, bool) {
 }
 
 // isString reports whether every reader of YAML takes n for text. YAML 1.1, which
-// kubectl reads, takes yes, no, on and off for booleans.
+// kubectl reads, takes y, n, yes, no, on and off for booleans.
 func isString(n *yaml.Node) bool {
 	switch n.ShortTag() {
 	case "!!str":
 		quoted := n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) != 0
-		return quoted || !slices.Contains([]string{"yes", "no", "on", "off"}, strings.ToLower(n.Value))
+		return quoted || !slices.Contains([]string{"y", "n", "yes", "no", "on", "off"}, strings.ToLower(n.Value))
 	case "!!timestamp":
 		return true
 	}
@@ -421,16 +438,22 @@ func isPolicyType(t reflect.Type) bool {
 
 // suggest names a field that name may have been meant for.
 func suggest(name string, fields map[string][]int) string {
+	if best := nearest(name, sortedKeys(fields)); best != "" {
+		return fmt.Sprintf(" (did you mean %s?)", best)
+	}
+	return ""
+}
+
+// nearest returns the name of a list that is most like name, or "" if none is:
+// one letter may differ, of longer names two.
+func nearest(name string, list []string) string {
 	best, bestDistance := "", min(3, 2+len(name)/6)
-	for _, f := range sortedKeys(fields) {
+	for _, f := range list {
 		if dist := editDistance(strings.ToLower(name), strings.ToLower(f)); dist < bestDistance {
 			best, bestDistance = f, dist
 		}
 	}
-	if best == "" {
-		return ""
-	}
-	return fmt.Sprintf(" (did you mean %s?)", best)
+	return best
 }
 
 // editDistance is Levenshtein's, cut off at 3.

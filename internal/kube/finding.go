@@ -58,6 +58,8 @@ const (
 	ReasonIgnoredKind        Reason = "IgnoredKind"        // a kind of Kubernetes that has no part in policy
 	ReasonIdentity           Reason = "Identity"           // name or namespace can't be told
 	ReasonUnknownField       Reason = "UnknownField"       // the kind has no such field
+	ReasonUnknownList        Reason = "UnknownList"        // the same, or given twice, and a list: rules may have got lost in it
+	ReasonMisplaced          Reason = "Misplaced"          // a rule's field where none is due: a rule may have slipped into another
 	ReasonDuplicateField     Reason = "DuplicateField"     // a field is given twice
 	ReasonWrongType          Reason = "WrongType"          // a number where text is due, and the like
 	ReasonRequired           Reason = "Required"           // a field is missing or null

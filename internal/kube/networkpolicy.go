@@ -58,6 +58,7 @@ func (c *checker) networkPolicy(np *networkingv1.NetworkPolicy) policy.Policy {
 func (c *checker) policyTypes(spec *field.Path, np *networkingv1.NetworkPolicy) (isolates [2]bool) {
 	path := spec.Child("policyTypes")
 	if len(np.Spec.PolicyTypes) == 0 {
+		c.marks.defaultTypes = true
 		if np.Spec.Egress != nil && len(np.Spec.Egress) == 0 {
 			c.warnf(spec.Child("egress"), ReasonWithoutEffect, "is empty and policyTypes is not given, so egress is not isolated: add policyTypes: [Ingress, Egress] to isolate it, or remove egress")
 		}

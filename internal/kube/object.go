@@ -16,6 +16,7 @@ import (
 	cnpv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/postern-dev/postern/api/v1alpha1"
+	"github.com/postern-dev/postern/internal/policy"
 )
 
 // kindInfo is what is known about a kind that takes part in policy.
@@ -104,12 +105,17 @@ func Decode(n *yaml.Node) Decoded {
 	out := Decoded{Ref: ref, Object: obj}
 	unsure := false
 	for _, p := range d.problems {
-		out.Findings = append(out.Findings, Finding{
-			Object: ref, Path: p.path, Severity: Error, Reason: p.reason, Message: p.message, Line: p.line,
-		})
+		f := Finding{Object: ref, Path: p.path, Severity: Error, Reason: p.reason, Message: p.message, Line: p.line}
+		// Of objects that only state facts a few fields matter. A field that is none
+		// of them, and none of them misspelt, may be of a newer Kubernetes.
+		if (p.reason == ReasonUnknownField || p.reason == ReasonUnknownList) && !info.policy && nearest(lastName(p.path), factFields) == "" {
+			f.Severity = Warning
+			f.Message = "is not known and not looked at"
+		}
+		out.Findings = append(out.Findings, f)
 		// A field of metadata that is unknown may be the namespace's, misspelt.
 		unsure = unsure || (info.namespaced && mapValue(n, "metadata", "namespace") == nil &&
-			strings.HasPrefix(p.path, "metadata.") && p.reason == ReasonUnknownField)
+			strings.HasPrefix(p.path, "metadata.") && (p.reason == ReasonUnknownField || p.reason == ReasonUnknownList))
 	}
 	if d.more {
 		out.Findings = append(out.Findings, Finding{
@@ -136,6 +142,51 @@ func Decode(n *yaml.Node) Decoded {
 		obj.SetNamespace("")
 	}
 	return out
+}
+
+// factFields are the fields that are read of a Namespace, Node, Pod, Service and EndpointSlice.
+var factFields = []string{
+	"address", "addressType", "addresses", "annotations", "apiVersion", "clusterIP", "clusterIPs", "conditions",
+	"containerPort", "containers", "endpoints", "externalIPs", "hostIP", "hostIPs", "hostNetwork", "hostPort", "ingress",
+	"initContainers", "ip", "ipMode", "kind", "labels", "loadBalancer", "metadata", "name", "namespace", "nodeName",
+	"nodePort", "phase", "podIP", "podIPs", "port", "ports", "protocol", "ready", "restartPolicy", "serviceAccountName",
+	"spec", "status", "targetPort", "type", "uid",
+}
+
+// lastName returns the last field name of a path.
+func lastName(path string) string { return path[strings.LastIndexByte(path, '.')+1:] }
+
+// Lost reports whether obj states addresses or ports that can't be read. Such an
+// object can't be closed: what to keep from being reached is not known. decoded
+// are Decode's findings; the result is what is to be said about it. A Namespace
+// and the kinds that rules come from are never lost.
+func Lost(obj metav1.Object, decoded []Finding) (fs []Finding, lost bool) {
+	switch o := obj.(type) {
+	case *corev1.Pod:
+		r := translatePod(o, decoded)
+		return r.findings, r.closed && outsideMetadata(r.findings)
+	case *corev1.Node:
+		_, closed, fs := translateNode(o, decoded)
+		return fs, closed && outsideMetadata(fs)
+	case *corev1.Service:
+		r := translateService(o, decoded)
+		return r.findings, r.closed && outsideMetadata(r.findings)
+	case *discoveryv1.EndpointSlice:
+		r := translateSlice(o, decoded)
+		return r.findings, r.closed && (r.service == policy.ServiceRef{})
+	}
+	return nil, false
+}
+
+// outsideMetadata: a mistake in labels leaves the addresses known, unless they
+// slipped into metadata.
+func outsideMetadata(fs []Finding) bool {
+	own := []string{"annotations", "labels", "name", "namespace", "uid"}
+	return slices.ContainsFunc(fs, func(f Finding) bool {
+		rest, ok := strings.CutPrefix(f.Path, "metadata.")
+		name, _ := firstStep(rest)
+		return f.Severity == Error && (!ok || nearest(name, own) == "")
+	})
 }
 
 func notDecoded(ref ObjectRef, n *yaml.Node, reason Reason, sev Severity, path, msg string) Decoded {

@@ -194,16 +194,13 @@ func (w *World) refreshNode(ref ObjectRef, e *entry) {
 
 func (w *World) refreshPod(ref ObjectRef, e *entry) {
 	key := policy.PodKey{Namespace: ref.Namespace, Name: ref.Name}
-	for _, k := range w.hostPortRows[ref] {
-		w.services.put(k, nil)
-	}
-	delete(w.hostPortRows, ref)
 	marked := policy.NewSelector(policy.Requirement{Key: labelClosed, Op: policy.OpIn, Values: []string{ref.Name}})
 	closed := e != nil && !e.pod.gone && e.isClosed()
 	w.closeSubject(ref, closed, policy.Subject{Selects: true, Namespace: ref.Namespace, Pods: marked})
 	w.closePeer(ref, closed, policy.Peer{Kind: policy.PeerPods, Pods: policy.PodPeer{Namespace: ref.Namespace, Pods: marked}})
 	if e == nil || e.pod.gone {
 		w.pods.put(key, nil)
+		w.refreshHostPorts(ref, nil)
 		return
 	}
 	pod := e.pod.pod
@@ -219,10 +216,22 @@ func (w *World) refreshPod(ref ObjectRef, e *entry) {
 	if n := w.objects[ObjectRef{Kind: "Node", Name: pod.Node}]; n != nil {
 		nodeIPs = n.node.IPs
 	}
-	for _, svc := range hostPortServices(e.pod, nodeIPs) {
+	w.refreshHostPorts(ref, hostPortServices(e.pod, nodeIPs))
+}
+
+// refreshHostPorts puts the Services that stand for a pod's hostPorts.
+func (w *World) refreshHostPorts(pod ObjectRef, services []policy.Service) {
+	old := w.hostPortRows[pod]
+	delete(w.hostPortRows, pod)
+	for _, svc := range services {
 		k := policy.ServiceRef{Namespace: svc.Namespace, Name: svc.Name}
 		w.services.put(k, &svc)
-		w.hostPortRows[ref] = append(w.hostPortRows[ref], k)
+		w.hostPortRows[pod] = append(w.hostPortRows[pod], k)
+	}
+	for _, k := range old {
+		if !slices.Contains(w.hostPortRows[pod], k) {
+			w.services.put(k, nil)
+		}
 	}
 }
 

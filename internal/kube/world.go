@@ -161,6 +161,24 @@ func (e *entry) setPolicy(p policy.Policy, c *checker) {
 	e.policy, e.findings, e.refs = &p, c.result(), c.refs
 }
 
+// Translated returns a set as it was translated, so that it can be given back to
+// SetTranslated without its object, which is larger. ok is false if ref is no set.
+func (w *World) Translated(ref ObjectRef) (set policy.DestinationSet, fs []Finding, ok bool) {
+	e := w.objects[ref]
+	if e == nil || e.set == nil {
+		return policy.DestinationSet{}, nil, false
+	}
+	return *e.set, e.findings, true
+}
+
+// SetTranslated is Set for what Translated returned.
+func (w *World) SetTranslated(ref ObjectRef, set policy.DestinationSet, fs []Finding) {
+	set.Ref = policy.SetRef{Namespace: ref.Namespace, Name: ref.Name}
+	w.unindex(ref)
+	w.objects[ref] = &entry{set: &set, findings: fs}
+	w.dirty[ref] = struct{}{}
+}
+
 // Doubt closes an object, other than a policy, for reasons that do not lie in it,
 // and adds fs to its findings; without fs it is as Set left it. Set and Delete
 // end a doubt. It does nothing to an object that is not there.

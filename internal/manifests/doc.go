@@ -12,9 +12,10 @@
 //
 // Invariants kept here:
 //
-//	M1 A file that can't be read as a whole changes nothing: the objects of its
-//	   last good version stay (I6). If there is no such version, what the file
-//	   would deny is not known, and everything is denied until it can be read.
+//	M1 A file that can't be read as a whole, or that states an address that can't
+//	   be read, changes nothing: the objects of its last good version stay (I6).
+//	   If there is no such version, what to deny is not known, and everything is
+//	   denied until it can be read. Mistakes in rules are closed where they are.
 //	M2 A file that lost its objects without being deleted is taken for half-written.
 //	M3 All changes of one rescan become visible together.
 //	M4 The result depends on the files and on M1 only, not on the order in which

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 	corev1 "k8s.io/api/core/v1"
@@ -40,7 +41,10 @@ type object struct {
 	findings []kube.Finding // of decoding, with lines
 	doc      int            // which document of the file
 	item     int            // which item of a List, or -1
-	large    bool           // obj is not kept once it is translated
+	large    bool           // obj is a set that is not kept once it is translated
+	// set and setFindings take the place of a large obj.
+	set         policy.DestinationSet
+	setFindings []kube.Finding
 }
 
 // parsed is what one version of a file says.
@@ -88,7 +92,7 @@ func parseText(path string, text []byte, runs []run) (p parsed, ok bool) {
 	})
 	if err != nil {
 		p.unreadable = true
-		p.findings = append(p.findings, syntaxFinding(path, err, runs))
+		p.findings = append(p.findings, syntaxFinding(path, text, err, runs))
 	}
 	for i := range p.findings {
 		p.findings[i].File = path
@@ -120,17 +124,37 @@ func eachDocument(text []byte, f func(doc int, n *yaml.Node)) (err error) {
 
 var errorLine = regexp.MustCompile(`line (\d+)`)
 
-func syntaxFinding(path string, err error, runs []run) kube.Finding {
-	f := kube.Finding{
-		File: path, Severity: kube.Error, Reason: kube.ReasonSyntax,
+func syntaxFinding(path string, text []byte, err error, runs []run) kube.Finding {
+	line := 0
+	if m := errorLine.FindStringSubmatch(err.Error()); m != nil {
+		line, _ = strconv.Atoi(m[1]) // digits; one that overflows is no line
+	}
+	if line == 0 {
+		line = oddLine(text)
+	}
+	return kube.Finding{
+		File: path, Line: originalLine(runs, line), Severity: kube.Error, Reason: kube.ReasonSyntax,
 		Message: "the file can't be read: " + strings.TrimPrefix(err.Error(), "yaml: "),
 	}
-	if m := errorLine.FindStringSubmatch(err.Error()); m != nil {
-		if line, err := strconv.Atoi(m[1]); err == nil {
-			f.Line = originalLine(runs, line)
+}
+
+// oddLine returns the line of the first character that YAML does not allow, of
+// which its parser does not tell the place; or else the last line.
+// Source: YAML 1.2.2, section 5.1.
+func oddLine(text []byte) int {
+	line := 1
+	for i := 0; i < len(text); {
+		r, size := utf8.DecodeRune(text[i:])
+		switch {
+		case r == '\n':
+			line++
+		case r == utf8.RuneError && size == 1, r < ' ' && r != '\t' && r != '\r', r >= 0x7f && r < 0xa0 && r != 0x85,
+			r >= 0xfffe && r <= 0xffff:
+			return line
 		}
+		i += size
 	}
-	return f
+	return line
 }
 
 // document reads one document: an object, or a List of them.
@@ -177,6 +201,15 @@ func (p *parsed) object(path string, doc, item int, n *yaml.Node, unfolded *int)
 		return
 	}
 	o := object{ref: d.Ref, obj: d.Object, findings: d.Findings, doc: doc, item: item}
+	if fs, lost := kube.Lost(d.Object, d.Findings); lost {
+		p.unreadable = true
+		for _, f := range fs {
+			if f.Line == 0 {
+				f.Line = originalLine(p.runs, lineOf(n, f.Path))
+			}
+			p.findings = append(p.findings, f)
+		}
+	}
 	if spec := setSpec(d.Object); spec != nil {
 		*unfolded += unfold(&o, &spec.Networks, p.runs, "networks") + unfold(&o, &spec.Except, p.runs, "except")
 		o.large = len(spec.Networks)+len(spec.Except) > largeSet

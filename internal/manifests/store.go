@@ -239,7 +239,7 @@ func inDir(path, dir string) bool {
 	return dir == "." || path == dir || strings.HasPrefix(path, dir+"/")
 }
 
-// read takes over a file's new version, or says why not (M1, M2).
+// read takes over a file's new version.
 func (s *Store) read(path string, info fs.FileInfo, settle bool) (changed bool, retry time.Duration) {
 	f := s.files[path]
 	if f == nil {
@@ -271,7 +271,12 @@ func (s *Store) read(path string, info fs.FileInfo, settle bool) (changed bool, 
 		return false, 0
 	}
 	f.sum = sum
-	p := parse(path, data)
+	f.take(parse(path, data))
+	return true, 0
+}
+
+// take puts a version of the file in force, or says why not (M1, M2).
+func (f *file) take(p parsed) {
 	switch {
 	case p.unreadable:
 		f.bad = p.findings
@@ -280,13 +285,12 @@ func (s *Store) read(path string, info fs.FileInfo, settle bool) (changed bool, 
 		}
 	case len(p.objects) == 0 && f.good != nil && len(f.good.objects) > 0:
 		f.bad = append(slices.Clip(p.findings), kube.Finding{
-			File: path, Severity: kube.Error, Reason: kube.ReasonEmptyFile,
+			File: f.path, Severity: kube.Error, Reason: kube.ReasonEmptyFile,
 			Message: "the file holds no objects any more: to remove them, delete the file",
 		})
 	default:
 		f.good, f.partly, f.bad = &p, nil, nil
 	}
-	return true, 0
 }
 
 // reject notes that a file can't be read at all.
@@ -364,8 +368,9 @@ func (s *Store) fileFindings(f *file) {
 }
 
 // want adds an object to those that are to be in the World. Of two with one name
-// the first by path stands. A second policy keeps what it denies and isolates,
-// under another name; a second object of another kind closes the first (M4).
+// the first by path stands, and the second is there too, closed, under another
+// name: a policy keeps what it denies and isolates. If they are no policies, the
+// first is closed as well: which of them is right is not known (M4).
 func (s *Store) want(want map[kube.ObjectRef]placed, path string, p *parsed, i int) {
 	o := &p.objects[i]
 	first, taken := want[o.ref]
@@ -383,11 +388,15 @@ func (s *Store) want(want map[kube.ObjectRef]placed, path string, p *parsed, i i
 		s.findings = append(s.findings, dup)
 		return
 	}
-	if !isPolicy(o.ref) {
-		dup.Message += "; until then it is closed"
+	second := placed{file: path, source: p, index: i, findings: o.findings}
+	if isPolicy(o.ref) {
+		dup.Message += "; until then this one accepts nothing"
+		second.findings = append(slices.Clip(o.findings), dup)
+	} else {
+		dup.Message += "; until then both are closed"
+		second.doubt = []kube.Finding{dup}
 		first.doubt = append(slices.Clip(first.doubt), dup)
 		want[o.ref] = first
-		return
 	}
 	ref := o.ref
 	for n := 2; ; n++ {
@@ -396,8 +405,7 @@ func (s *Store) want(want map[kube.ObjectRef]placed, path string, p *parsed, i i
 			break
 		}
 	}
-	dup.Message += "; until then this one accepts nothing"
-	want[ref] = placed{file: path, source: p, index: i, findings: append(slices.Clip(o.findings), dup)}
+	want[ref] = second
 }
 
 func isPolicy(ref kube.ObjectRef) bool {
@@ -411,6 +419,10 @@ func isPolicy(ref kube.ObjectRef) bool {
 // set hands an object to the World.
 func (s *Store) set(ref kube.ObjectRef, w placed) {
 	o := &w.source.objects[w.index]
+	if o.obj == nil {
+		s.world.SetTranslated(ref, o.set, o.setFindings)
+		return
+	}
 	obj := o.obj
 	if ref != o.ref {
 		obj = renamed(obj, ref.Name)
@@ -420,7 +432,8 @@ func (s *Store) set(ref kube.ObjectRef, w placed) {
 		s.findings = append(s.findings, kube.Finding{Object: ref, File: w.file, Severity: kube.Error, Reason: kube.ReasonUnknownKind, Message: err.Error()})
 	}
 	if o.large {
-		o.obj = nil // the World has it in a smaller form
+		o.set, o.setFindings, _ = s.world.Translated(ref)
+		o.obj = nil
 	}
 }
 

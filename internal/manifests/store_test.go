@@ -171,17 +171,16 @@ func TestRename(t *testing.T) {
 // its objects stay until it is deleted or good again (I6, M1, M2).
 func TestUnreadableKeepsLastGood(t *testing.T) {
 	for name, c := range map[string]struct{ text, finding string }{
-		"syntax":             {"apiVersion: v1\nkind: [\n", "p.yaml:"},
-		"no object":          {"just text\n", "p.yaml:1: error: is the text"},
-		"empty":              {"", "p.yaml: error: the file holds no objects any more"},
-		"comments":           {"# nothing\n", "p.yaml: error: the file holds no objects any more"},
-		"unknown kind":       {strings.ReplaceAll(isolate, "kind: NetworkPolicy", "kind: NetworkPolice"), "p.yaml:1: error: NetworkPolice kind:"},
-		"wrong version":      {strings.ReplaceAll(isolate, "networking.k8s.io/v1", "networking.k8s.io/v2"), `NetworkPolicy apiVersion: is "networking.k8s.io/v2"`},
-		"no name":            {strings.ReplaceAll(isolate, "name: isolate", "nme: isolate"), "NetworkPolicy metadata.name: name is missing"},
-		"no namespace":       {strings.ReplaceAll(isolate, "namespace: shop", "namspace: shop"), "metadata.namspace: is no field"},
-		"kind twice":         {"kind: NetworkPolicy\n" + isolate, "kind is given twice"},
-		"one of several":     {isolate + "---\n{\n", "p.yaml:"},
-		"anchor of anything": {"a: &a [*a]\n" + isolate, "unknown field"},
+		"syntax":         {"apiVersion: v1\nkind: [\n", "p.yaml:"},
+		"no object":      {"just text\n", "p.yaml:1: error: is the text"},
+		"empty":          {"", "p.yaml: error: the file holds no objects any more"},
+		"comments":       {"# nothing\n", "p.yaml: error: the file holds no objects any more"},
+		"unknown kind":   {strings.ReplaceAll(isolate, "kind: NetworkPolicy", "kind: NetworkPolice"), "p.yaml:1: error: NetworkPolice kind:"},
+		"wrong version":  {strings.ReplaceAll(isolate, "networking.k8s.io/v1", "networking.k8s.io/v2"), `NetworkPolicy apiVersion: is "networking.k8s.io/v2"`},
+		"no name":        {strings.ReplaceAll(isolate, "name: isolate", "nme: isolate"), "NetworkPolicy metadata.name: name is missing"},
+		"no namespace":   {strings.ReplaceAll(isolate, "namespace: shop", "namspace: shop"), "metadata.namspace: is no field"},
+		"kind twice":     {"kind: NetworkPolicy\n" + isolate, "kind is given twice"},
+		"one of several": {isolate + "---\n{\n", "p.yaml:"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, map[string]string{"web.yaml": podWeb, "p.yaml": isolate})
@@ -189,9 +188,6 @@ func TestUnreadableKeepsLastGood(t *testing.T) {
 			w.rescan()
 			w.wantVerdict("192.0.2.1", byRule)
 			w.wantVerdict("192.0.3.1", byIsolation)
-			if name == "anchor of anything" {
-				return // an object like any other, with an unknown field
-			}
 			w.wantFinding(c.finding)
 			w.wantFinding("the last version of this file that could be read stays in force: 1 objects")
 			if !w.Complete() {
@@ -204,6 +200,22 @@ func TestUnreadableKeepsLastGood(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAliases: an alias that names what it is part of does not stop anything,
+// and a field that is not known beside spec closes the policy.
+func TestAliases(t *testing.T) {
+	w := newWorld(t, map[string]string{"web.yaml": podWeb, "p.yaml": "a: &a [*a]\n" + isolate})
+	w.wantVerdict("192.0.2.1", byIsolation)
+	w.wantFinding("p.yaml:1: error: NetworkPolicy shop/isolate a: is no field")
+	w.write("p.yaml", isolate+"  policyTypes: &t [Egress]\n")
+	w.rescan()
+	w.wantVerdict("192.0.2.1", byIsolation)
+	w.wantFinding("spec.policyTypes: is given twice")
+	w.write("p.yaml", "metadata: &m {namespace: shop, name: other, labels: {a: b}}\n"+strings.Replace(isolate, "{namespace: shop, name: isolate}", "*m", 1))
+	w.rescan()
+	w.wantVerdict("192.0.2.1", byIsolation)
+	w.wantFinding("NetworkPolicy metadata: must be there once")
 }
 
 // TestNeverRead: what a file that was never good denies is not known (M1).
@@ -272,7 +284,7 @@ func TestDuplicates(t *testing.T) {
 			"a.yaml": podWeb, "b.yaml": strings.ReplaceAll(podWeb, "veth1", "veth2"), "p.yaml": isolate,
 		})
 		w.wantVerdict("192.0.2.1", `dropped by (invalid) shop/web egress[0] "not understood"`)
-		w.wantFinding("until then it is closed")
+		w.wantFinding("until then both are closed")
 		if len(w.Bindings()) != 2 {
 			t.Errorf("got %v", w.Bindings())
 		}
@@ -290,7 +302,10 @@ func TestDuplicates(t *testing.T) {
 		if s := w.Snapshot().Sets[0]; !s.Invalid || len(s.Networks) != largeSet+1 {
 			t.Errorf("got invalid=%t with %d networks", s.Invalid, len(s.Networks))
 		}
+		w.write("0.yaml", set)
+		w.rescan()
 		w.remove("b.yaml")
+		w.remove("0.yaml")
 		w.rescan()
 		w.now = w.now.Add(time.Hour)
 		w.rescan()
