@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -53,6 +54,8 @@ type world struct {
 	tap   *lab.Tap
 	phase phase
 
+	quota   int      // flows of a pod, if not 0
+	beside  []string // drops that happen beside those of the attacks
 	senders map[string]*lab.Sender
 	ports   uint16
 	denied  []packettest.Token // of the phase, looked for again at its end
@@ -173,7 +176,11 @@ func (w *world) sender(p *lab.Pod, mode lab.SendMode) *lab.Sender {
 func (w *world) run(policy string, attacks []attack) {
 	w.t.Helper()
 	w.runPhase(absent, attacks)
-	w.install()
+	if w.quota > 0 {
+		w.install("--flow-quota", strconv.Itoa(w.quota))
+	} else {
+		w.install()
+	}
 	w.runPhase(open, attacks)
 	w.write("policy.yaml", policy)
 	w.runPhase(on, attacks)
@@ -213,15 +220,20 @@ type try struct {
 	pod *lab.Pod
 	on  bool
 
-	shots []shot
-	wants map[string]uint64 // reasons, separated by |, and how many packets they must have dropped
+	shots  []shot
+	before map[string]uint64
+	wants  map[string]uint64 // reasons, separated by |, and how many packets they must have dropped
 	// counted are the drops that the agent's counters must show, at least.
 	atLeast map[string]bool
 	// beside are drops that may happen without being wanted, e.g. of answers.
 	beside []string
 	// extra attacks and leaks that no token stands for.
 	tried, leaked int
+	others        []string
 }
+
+// also says that the case is another row as well.
+func (x *try) also(id string) { x.others = append(x.others, id) }
 
 // shot is one token on its way.
 type shot struct {
@@ -244,7 +256,8 @@ func (w *world) try(t *testing.T, a *attack) {
 		// The sniffer of the bridge proves itself by a frame that all ports get.
 		x.beside = append(x.beside, "ethertype")
 	}
-	before := x.drops()
+	x.beside = append(x.beside, w.beside...)
+	x.recount()
 	for v := range 2 {
 		x.allowed("control", func(tok packettest.Token) []byte {
 			return x.udp(web(v), controlPort, tok)
@@ -253,9 +266,11 @@ func (w *world) try(t *testing.T, a *attack) {
 	a.try(x)
 	x.judge()
 	if x.on {
-		x.judgeReasons(before)
+		x.judgeReasons()
 	}
-	ledgerOf(a.id).add(x)
+	for _, id := range append(x.others, a.id) {
+		ledgerOf(id).add(x)
+	}
 }
 
 // attackToken makes a token whose packets must not get through.
@@ -263,6 +278,13 @@ func (x *try) attackToken(name string, packets int) packettest.Token {
 	tok := packettest.NewToken(x.a.id)
 	x.shots = append(x.shots, shot{name: name, token: tok, packets: packets})
 	return tok
+}
+
+// recount begins to count drops here: what was expected before is forgotten. A
+// new incarnation of the pod begins with new counters.
+func (x *try) recount() {
+	x.before = x.drops()
+	clear(x.wants)
 }
 
 // maybe marks the last token: with enforcement off it may be lost as well.
@@ -441,12 +463,12 @@ func reasonOf(r flow.Rule) (string, bool) {
 }
 
 // judgeReasons compares what was counted since with what must have been.
-func (x *try) judgeReasons(before map[string]uint64) {
+func (x *try) judgeReasons() {
 	x.Helper()
 	var got map[string]uint64
 	var bad []string
 	for range 5 {
-		got = delta(before, x.drops())
+		got = delta(x.before, x.drops())
 		if bad = compareReasons(x.wants, got, x.beside); len(bad) == 0 {
 			break
 		}
