@@ -139,7 +139,7 @@ func (d *demo) round(ctx context.Context, good, bad []probe) error {
 }
 
 func (d *demo) reach(ctx context.Context, probes []probe) error {
-	results, err := d.try(ctx, probes, d.Now)
+	results, err := d.try(ctx, probes, waitAllowed, d.Now)
 	if err != nil {
 		return err
 	}
@@ -162,7 +162,7 @@ func (d *demo) reach(ctx context.Context, probes []probe) error {
 }
 
 func (d *demo) block(ctx context.Context, probes []probe) error {
-	results, err := d.try(ctx, probes, d.Now)
+	results, err := d.try(ctx, probes, waitDenied, d.Now)
 	if err != nil {
 		return err
 	}

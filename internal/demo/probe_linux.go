@@ -13,10 +13,12 @@ import (
 	"github.com/postern-dev/postern/internal/lab"
 )
 
-// Waits of a probe: a denied packet is dropped without an answer.
+// Waits of a probe. A denied packet is dropped without an answer, so that a probe
+// that should fail takes all of its time.
 const (
-	patience   = 400 * time.Millisecond
-	recordWait = 2 * time.Second
+	waitAllowed = 3 * time.Second
+	waitDenied  = 400 * time.Millisecond
+	recordWait  = 2 * time.Second
 )
 
 // probe is one way out that is tried, over IPv4 and IPv6.
@@ -43,8 +45,8 @@ type result struct {
 	rules   [2]flow.Rule
 }
 
-// try makes the probes, all at once.
-func (w *world) try(ctx context.Context, probes []probe, now func() time.Time) ([]result, error) {
+// try makes the probes, all at once, and gives them so long.
+func (w *world) try(ctx context.Context, probes []probe, wait time.Duration, now func() time.Time) ([]result, error) {
 	out := make([]result, len(probes))
 	before := make([]result, len(probes))
 	for i := range probes {
@@ -60,7 +62,7 @@ func (w *world) try(ctx context.Context, probes []probe, now func() time.Time) (
 	var wg sync.WaitGroup
 	for i := range probes {
 		for v := range probes[i].to {
-			wg.Go(func() { out[i].reached[v] = w.speak(ctx, &probes[i], v) })
+			wg.Go(func() { out[i].reached[v] = w.speak(ctx, &probes[i], v, wait) })
 		}
 	}
 	wg.Wait()
@@ -86,8 +88,8 @@ func (w *world) try(ctx context.Context, probes []probe, now func() time.Time) (
 }
 
 // speak makes one request and reports whether it was answered.
-func (w *world) speak(ctx context.Context, p *probe, v int) bool {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+func (w *world) speak(ctx context.Context, p *probe, v int, wait time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	var err error
 	if p.speak == "dns" {
