@@ -44,3 +44,7 @@ SUDO ?= $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 .PHONY: demo
 demo: build ## see it work in a lab, in under a minute; needs root
 	$(SUDO) bin/postern demo
+
+.PHONY: bench
+bench: ## measure what docs/performance.md states, as root; prints its table
+	go run ./test/bench

@@ -197,9 +197,10 @@ struct {
 	__type(value, __u64);
 } counters SEC(".maps");
 
+#define EVENTS_SIZE (1 << 22)
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 20);
+	__uint(max_entries, EVENTS_SIZE);
 } events SEC(".maps");
 
 #endif

@@ -83,7 +83,7 @@ __noinline int emit_verdict(const struct ctx *c, __u32 gen)
 	e->dir = c->dir;
 	e->proto = c->p.proto;
 	e->tcp_flags = c->p.tcp_flags;
-	bpf_ringbuf_submit(e, 0);
+	submit(e);
 	return 0;
 }
 
@@ -185,7 +185,7 @@ __noinline int insert(struct ctx *c, __u32 frag_next)
 
 		if (last && c->now - *last > 100000000ULL) {
 			*last = c->now;
-			if (collect(c->slot, c->now) &&
+			if (collect(c->slot, c->now, 1) &&
 			    !bpf_map_update_elem(table, &c->key, &c->fresh, BPF_ANY))
 				return 1;
 		}
@@ -645,8 +645,12 @@ static __always_inline int handle(struct __sk_buff *skb, __u32 dir)
 	if (dir == EGRESS)
 		skb->mark &= ~cfg->mark;
 
-	/* All fixed headers into the linear part: an AF_PACKET ring sends 14 bytes linear. */
-	want = ETH_HLEN + 40 + 20;
+	/*
+	 * All fixed headers into the linear part: an AF_PACKET ring sends 14 bytes
+	 * linear. Not one byte more: bulk TCP has its payload in fragments, and to
+	 * pull from those costs more than everything else here.
+	 */
+	want = ETH_HLEN + 20 + (skb->protocol == bpf_htons(ETH_P_IPV6) ? 40 : 20);
 	if (skb->len < want)
 		want = skb->len;
 	if ((long)skb->data + want > (long)skb->data_end && bpf_skb_pull_data(skb, want) < 0)
@@ -733,7 +737,7 @@ static __noinline int emit_translated(const struct translated *t)
 	e->type = EVENT_VERDICT;
 	e->dir = EGRESS;
 	e->proto = t->q.proto;
-	bpf_ringbuf_submit(e, 0);
+	submit(e);
 	return 0;
 }
 
@@ -803,5 +807,5 @@ SEC("netfilter") int look_after_dnat(struct bpf_nf_ctx *nf)
 /* Returns the number of flows removed. */
 SEC("syscall") int collect_flows(__u32 *slot)
 {
-	return collect(*slot, bpf_ktime_get_ns());
+	return collect(*slot, bpf_ktime_get_ns(), 0);
 }

@@ -23,13 +23,17 @@ func bootClock() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
+// eventPoll is how long the reader waits: the datapath wakes it only when the
+// ring fills.
+const eventPoll = 20 * time.Millisecond
+
 // readEvents turns events into records until the reader is closed. Names are
 // looked up in the loop, a batch at a time.
 func (a *Agent) readEvents(r *datapath.EventReader) error {
 	batch := make([]flow.Event, 0, 512)
 	for {
 		batch = batch[:0]
-		r.SetDeadline(time.Time{})
+		r.SetDeadline(a.cfg.Now().Add(eventPoll))
 		for len(batch) < cap(batch) {
 			e, err := r.Read()
 			if errors.Is(err, datapath.ErrTimeout) {
@@ -42,10 +46,9 @@ func (a *Agent) readEvents(r *datapath.EventReader) error {
 				return err
 			}
 			batch = append(batch, e)
-			// What comes within a moment goes along.
-			if len(batch) == 1 {
-				r.SetDeadline(a.cfg.Now().Add(2 * time.Millisecond))
-			}
+		}
+		if len(batch) == 0 {
+			continue
 		}
 		if !a.do(context.Background(), func() {
 			for i := range batch {
