@@ -51,7 +51,8 @@ func Run(ctx context.Context, opts Options) (err error) {
 	}
 	d.print("A node of network namespaces is up: pods shop/frontend, shop/cart, payments/api,")
 	d.print("ci/runner, kube-system/coredns; an internet with web, evil and a metadata service.")
-	d.print("posternd runs on the node. A sniffer sits at every destination and has the last word.")
+	d.print("posternd runs on the node. A sniffer sits at every destination (203.0.113.66 is evil,")
+	d.print("169.254.169.254 the metadata service, and so on in IPv6) and has the last word.")
 	for _, part := range []func(context.Context) error{d.leaks, d.baseline, d.blocked, d.app, d.tighten, d.killed} {
 		if err := part(ctx); err != nil {
 			return err
@@ -87,7 +88,7 @@ func (d *demo) cast() error {
 const (
 	byBaseline = "baseline default-deny"
 	byMetadata = "admin metadata-denied"
-	byDNS      = "admin cluster-dns-clients"
+	byDNS      = "admin dns-clients"
 	byApp      = "networkpolicy shop/frontend"
 )
 
@@ -95,10 +96,10 @@ const (
 func (d *demo) ways(rest string) []probe {
 	return []probe{
 		newProbe(d.front, "evil.example.net:443", lab.EvilV4, lab.EvilV6, 443, "https", rest),
-		newProbe(d.front, "metadata 169.254.169.254:80", lab.MetadataV4, lab.MetadataV6, 80, "http", byMetadata),
+		newProbe(d.front, "metadata service:80", lab.MetadataV4, lab.MetadataV6, 80, "http", byMetadata),
 		newProbe(d.front, "payments/api:8080", d.api.IPs[0], d.api.IPs[1], 8080, "http", rest),
 		newProbe(d.front, "kubelet "+d.node.Name+":10250", d.node.IPs[0], d.node.IPs[1], 10250, "http", rest),
-		newProbe(d.front, "foreign resolver:53/udp", lab.ResolverV4, lab.ResolverV6, 53, "dns", byDNS),
+		newProbe(d.front, "other resolver:53/udp", lab.ResolverV4, lab.ResolverV6, 53, "dns", byDNS),
 	}
 }
 
@@ -118,7 +119,7 @@ func (d *demo) dnsQuestion() probe {
 }
 
 func (d *demo) upstream() probe {
-	return newProbe(d.dns, "upstream resolver:53/udp", lab.ResolverV4, lab.ResolverV6, 53, "dns", "")
+	return newProbe(d.dns, "upstream:53/udp", lab.ResolverV4, lab.ResolverV6, 53, "dns", "")
 }
 
 func (d *demo) toWeb() probe {
