@@ -255,7 +255,7 @@ func (d *demo) app(ctx context.Context) error {
 	d.yaml(frontendYAML)
 	d.print("   %s", d.paint(dim, "| ---"))
 	d.yaml(cartYAML)
-	d.command("cp frontend.yaml cart.yaml %s/", d.agent.Manifests)
+	d.command("cp internal/demo/*.yaml %s/", d.agent.Manifests)
 	if err := d.write(ctx, "frontend.yaml", frontendYAML); err != nil {
 		return err
 	}

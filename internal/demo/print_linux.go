@@ -51,7 +51,7 @@ func (d *demo) yaml(text string) {
 
 // row prints what became of a probe.
 func (d *demo) row(from, to, outcome, style, detail string) {
-	d.print("   %-13s -> %-22s %s  %s", from, to, d.paint(style, fmt.Sprintf("%-7s", outcome)), detail)
+	d.print("   %-39s %s  %s", fmt.Sprintf("%-13s -> %s", from, to), d.paint(style, fmt.Sprintf("%-7s", outcome)), detail)
 }
 
 // claim prints a fact that was measured, or notes that it is not true.
