@@ -73,8 +73,7 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (io.Read
 
 // cause leaves out of an error what http and net say of themselves.
 func cause(err error) error {
-	var op *net.OpError
-	if errors.As(err, &op) {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
 		return op.Err
 	}
 	return err

@@ -28,7 +28,7 @@ var binary = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "posternd")
-	out, err := exec.Command("go", "build", "-o", path, "github.com/postern-dev/postern/cmd/posternd").CombinedOutput() //nolint:gosec // a path of our own making
+	out, err := exec.Command("go", "build", "-o", path, "github.com/postern-dev/postern/cmd/posternd").CombinedOutput()
 	if err != nil {
 		return "", errors.New(string(out))
 	}
