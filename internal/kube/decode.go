@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"go.yaml.in/yaml/v3"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -40,11 +41,13 @@ type decoder struct {
 	more     bool // there were more problems than maxProblems
 	nodes    int
 	depth    int
-	fields   map[reflect.Type]structFields
 	// strict makes an explicit null in spec a mistake. A list that lost its
 	// entries reads as null, and for policies null often means "any".
 	strict bool
 }
+
+// fieldsCache remembers fieldsOf, which depends on the type only.
+var fieldsCache sync.Map // reflect.Type -> structFields
 
 type structFields struct {
 	index    map[string][]int
@@ -153,7 +156,7 @@ func (d *decoder) structure(n *yaml.Node, v reflect.Value) {
 		d.problem(n, ReasonWrongType, "is %s where an object is due: write `field: value` pairs", describe(n))
 		return
 	}
-	fields := d.fieldsOf(v.Type())
+	fields := fieldsOf(v.Type())
 	seen := map[string]bool{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, val := n.Content[i], n.Content[i+1]
@@ -387,9 +390,10 @@ func describe(n *yaml.Node) string {
 
 // fieldsOf returns the fields of a struct by their JSON names. In the types of
 // policies a field without omitempty is required.
-func (d *decoder) fieldsOf(t reflect.Type) structFields {
-	if f, ok := d.fields[t]; ok {
-		return f
+func fieldsOf(t reflect.Type) structFields {
+	if f, ok := fieldsCache.Load(t); ok {
+		fields, _ := f.(structFields)
+		return fields
 	}
 	f := structFields{index: map[string][]int{}}
 	for i := range t.NumField() {
@@ -399,7 +403,7 @@ func (d *decoder) fieldsOf(t reflect.Type) structFields {
 			continue
 		}
 		if sf.Anonymous && name == "" {
-			for inner, index := range d.fieldsOf(sf.Type).index {
+			for inner, index := range fieldsOf(sf.Type).index {
 				f.index[inner] = append([]int{i}, index...)
 			}
 			continue
@@ -412,10 +416,7 @@ func (d *decoder) fieldsOf(t reflect.Type) structFields {
 			f.required = append(f.required, name)
 		}
 	}
-	if d.fields == nil {
-		d.fields = map[reflect.Type]structFields{}
-	}
-	d.fields[t] = f
+	fieldsCache.Store(t, f)
 	return f
 }
 

@@ -17,9 +17,12 @@
 //	   or the direction that its path points into, and close acts on the marks.
 //	   Nothing is closed without a Finding, nothing reported as an error stays open.
 //	K2 A closed rule keeps its index. A closed Accept matches nothing; a closed Deny
-//	   or Pass denies everything. A subject that is not understood selects all of its scope.
+//	   or Pass denies everything, and so does a rule or a list of rules that may have
+//	   swallowed another one. A subject that is not understood selects all of its
+//	   scope; a field of spec that is not known leaves the subject as written.
 //	K3 A pod, namespace, node or Service that is not understood is closed as well:
-//	   the pod is cut off, the addresses can't be reached.
+//	   the pod is cut off, the addresses can't be reached. See Lost for addresses
+//	   that can't be read.
 //	K4 Addresses are canonical from here on: masked, unmapped, without zones.
 //	K5 The result depends on the objects only, not on the order of Set.
 //

@@ -52,9 +52,10 @@ type parsed struct {
 	objects []object
 	// text is what was given to the YAML parser, for finding lines later; nil
 	// if it is too large to keep.
-	text []byte
-	runs []run
-	docs []document // of text, while lines are looked up
+	text     []byte
+	runs     []run
+	docs     []document // of text, while lines are looked up
+	bindings []podBinding
 	// findings are those that belong to no object. unreadable says that some of
 	// them keep the file from being understood as a whole.
 	findings   []kube.Finding
@@ -215,6 +216,20 @@ func (p *parsed) object(path string, doc, item int, n *yaml.Node, unfolded *int)
 		o.large = len(spec.Networks)+len(spec.Except) > largeSet
 	}
 	p.objects = append(p.objects, o)
+	if pod, ok := d.Object.(*corev1.Pod); ok && pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed {
+		b, bound, f := bindingOf(pod)
+		if bound || f != nil {
+			p.bindings = append(p.bindings, podBinding{index: len(p.objects) - 1, binding: b, bound: bound, finding: f})
+		}
+	}
+}
+
+// podBinding is what a Pod of a file says about its interface.
+type podBinding struct {
+	index   int // in objects
+	binding Binding
+	bound   bool
+	finding *kube.Finding
 }
 
 // bindingOf reads the annotations of a Pod. A Pod without them lives elsewhere.

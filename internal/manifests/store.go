@@ -7,13 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
-
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/postern-dev/postern/internal/kube"
 	"github.com/postern-dev/postern/internal/policy"
@@ -43,11 +39,17 @@ type Store struct {
 	opts  Options
 	world *kube.World
 	files map[string]*file // by path relative to dir, with slashes
+	// taken are the versions of files whose objects are accounted for below.
+	taken map[string]*parsed
+	// claims are the objects of each name, in the order of files, and dups what is
+	// to be said about names that are claimed twice.
+	claims map[kube.ObjectRef][]claim
+	dups   map[kube.ObjectRef][]kube.Finding
 	// placed are the objects as they are in world, and from where.
 	placed   map[kube.ObjectRef]placed
 	closed   map[string]bool // files for which everything is denied (M1)
 	bindings []Binding
-	findings []kube.Finding // of files and of objects in relation to each other
+	findings []kube.Finding // of files and bindings
 }
 
 // file is one file of the directory.
@@ -73,20 +75,12 @@ func (f *file) inForce() *parsed {
 // stale reports whether the version in force is not the one on disk.
 func (f *file) stale() bool { return f.good != nil && len(f.bad) > 0 }
 
-// placed is an object in the World.
-type placed struct {
-	file     string
-	source   *parsed
-	index    int            // in source.objects
-	findings []kube.Finding // of decoding
-	doubt    []kube.Finding // a second object of the same name
-}
-
 // NewStore returns a Store for a directory; nothing is read before Rescan.
 func NewStore(dir string, opts Options) *Store {
 	return &Store{
 		dir: dir, root: followed(dir), opts: opts, world: kube.NewWorld(opts.Kube),
-		files: map[string]*file{}, placed: map[kube.ObjectRef]placed{}, closed: map[string]bool{},
+		files: map[string]*file{}, taken: map[string]*parsed{}, claims: map[kube.ObjectRef][]claim{},
+		dups: map[kube.ObjectRef][]kube.Finding{}, placed: map[kube.ObjectRef]placed{}, closed: map[string]bool{},
 	}
 }
 
@@ -301,207 +295,6 @@ func (s *Store) reject(f *file, info fs.FileInfo, reason kube.Reason, message st
 	return true
 }
 
-// place brings the World in line with the files.
-func (s *Store) place() {
-	s.findings, s.bindings = nil, nil
-	want := map[kube.ObjectRef]placed{}
-	for _, path := range sortedPaths(s.files) {
-		f := s.files[path]
-		s.fileFindings(f)
-		p := f.inForce()
-		if p == nil {
-			continue
-		}
-		for i := range p.objects {
-			s.want(want, path, p, i)
-		}
-	}
-	for ref := range s.placed {
-		if _, ok := want[ref]; !ok {
-			s.world.Delete(ref)
-			delete(s.placed, ref)
-		}
-	}
-	for ref, w := range want {
-		have, ok := s.placed[ref]
-		if !ok || have.source != w.source || have.index != w.index || len(have.findings) != len(w.findings) {
-			s.set(ref, w)
-		}
-		s.world.Doubt(ref, w.doubt)
-		s.placed[ref] = w
-	}
-	s.collectBindings()
-	s.closeUnread()
-	for _, f := range s.files {
-		if p := f.inForce(); p != nil {
-			p.docs = nil
-		}
-	}
-}
-
-func sortedPaths(m map[string]*file) []string {
-	out := make([]string, 0, len(m))
-	for path := range m {
-		out = append(out, path)
-	}
-	slices.Sort(out)
-	return out
-}
-
-// fileFindings collects what is wrong with the file itself.
-func (s *Store) fileFindings(f *file) {
-	s.findings = append(s.findings, f.bad...)
-	switch {
-	case f.stale():
-		s.findings = append(s.findings, kube.Finding{
-			File: f.path, Severity: kube.Warning, Reason: kube.ReasonUnreadable,
-			Message: fmt.Sprintf("the last version of this file that could be read stays in force: %d objects", len(f.good.objects)),
-		})
-	case len(f.bad) > 0:
-		s.findings = append(s.findings, kube.Finding{
-			File: f.path, Severity: kube.Error, Reason: kube.ReasonUnreadable,
-			Message: "what this file would deny is not known, so all pods are cut off until it can be read",
-		})
-	case f.good != nil:
-		s.findings = append(s.findings, f.good.findings...)
-	}
-}
-
-// want adds an object to those that are to be in the World. Of two with one name
-// the first by path stands, and the second is there too, closed, under another
-// name: a policy keeps what it denies and isolates. If they are no policies, the
-// first is closed as well: which of them is right is not known (M4).
-func (s *Store) want(want map[kube.ObjectRef]placed, path string, p *parsed, i int) {
-	o := &p.objects[i]
-	first, taken := want[o.ref]
-	if !taken {
-		want[o.ref] = placed{file: path, source: p, index: i, findings: o.findings}
-		return
-	}
-	same := !o.large && reflect.DeepEqual(o.obj, first.source.objects[first.index].obj) // a large one is gone: nil
-	dup := kube.Finding{
-		Object: o.ref, Path: "metadata.name", Reason: kube.ReasonDuplicateObject, File: path, Line: p.line(o, "metadata.name"),
-		Message: fmt.Sprintf("%s is already in %s: remove one of them", o.ref, first.file),
-	}
-	if same {
-		dup.Severity = kube.Warning
-		s.findings = append(s.findings, dup)
-		return
-	}
-	second := placed{file: path, source: p, index: i, findings: o.findings}
-	if isPolicy(o.ref) {
-		dup.Message += "; until then this one accepts nothing"
-		second.findings = append(slices.Clip(o.findings), dup)
-	} else {
-		dup.Message += "; until then both are closed"
-		second.doubt = []kube.Finding{dup}
-		first.doubt = append(slices.Clip(first.doubt), dup)
-		want[o.ref] = first
-	}
-	ref := o.ref
-	for n := 2; ; n++ {
-		ref.Name = fmt.Sprintf("%s#%d", o.ref.Name, n)
-		if _, taken := want[ref]; !taken {
-			break
-		}
-	}
-	want[ref] = second
-}
-
-func isPolicy(ref kube.ObjectRef) bool {
-	switch ref.Kind {
-	case "NetworkPolicy", "ClusterNetworkPolicy", "EgressPolicy", "ClusterEgressPolicy":
-		return true
-	}
-	return false
-}
-
-// set hands an object to the World.
-func (s *Store) set(ref kube.ObjectRef, w placed) {
-	o := &w.source.objects[w.index]
-	if o.obj == nil {
-		s.world.SetTranslated(ref, o.set, o.setFindings)
-		return
-	}
-	obj := o.obj
-	if ref != o.ref {
-		obj = renamed(obj, ref.Name)
-	}
-	if _, err := s.world.Set(obj, w.findings); err != nil {
-		// Decode returns only what Set takes.
-		s.findings = append(s.findings, kube.Finding{Object: ref, File: w.file, Severity: kube.Error, Reason: kube.ReasonUnknownKind, Message: err.Error()})
-	}
-	if o.large {
-		o.set, o.setFindings, _ = s.world.Translated(ref)
-		o.obj = nil
-	}
-}
-
-// renamed returns a copy of a policy under another name.
-func renamed(obj metav1.Object, name string) metav1.Object {
-	v := reflect.New(reflect.TypeOf(obj).Elem())
-	v.Elem().Set(reflect.ValueOf(obj).Elem())
-	out, ok := reflect.TypeAssert[metav1.Object](v)
-	if !ok {
-		return obj
-	}
-	out.SetName(name)
-	return out
-}
-
-// closeUnread denies everything while there is a file that was never read (M1).
-func (s *Store) closeUnread() {
-	for path := range s.closed {
-		if f := s.files[path]; f == nil || f.good != nil || len(f.bad) == 0 {
-			s.world.CloseAll(path, false)
-			delete(s.closed, path)
-		}
-	}
-	for path, f := range s.files {
-		if f.good == nil && len(f.bad) > 0 && !s.closed[path] {
-			s.world.CloseAll(path, true)
-			s.closed[path] = true
-		}
-	}
-}
-
-func (s *Store) collectBindings() {
-	byInterface := map[string]policy.PodKey{}
-	for _, path := range sortedPaths(s.files) {
-		p := s.files[path].inForce()
-		if p == nil {
-			continue
-		}
-		for i := range p.objects {
-			o := &p.objects[i]
-			pod, ok := o.obj.(*corev1.Pod)
-			if !ok || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
-				continue
-			}
-			b, bound, f := bindingOf(pod)
-			at := b.Interface + b.Netns
-			if other, taken := byInterface[at]; bound && taken && other != b.Pod {
-				f = &kube.Finding{
-					Object: o.ref, Path: "metadata.annotations", Severity: kube.Error, Reason: kube.ReasonDuplicateInterface,
-					Message: fmt.Sprintf("%s belongs to pod %s: correct one of them; this pod is not enforced", at, other),
-				}
-				bound = false
-			}
-			if f != nil {
-				f.File, f.Line = path, p.line(o, f.Path)
-				s.findings = append(s.findings, *f)
-			}
-			if bound && !slices.Contains(s.bindings, b) {
-				byInterface[at] = b.Pod
-				s.bindings = append(s.bindings, b)
-			}
-		}
-	}
-	slices.SortFunc(s.bindings, func(a, b Binding) int {
-		return strings.Compare(a.Pod.String()+"\x00"+a.Interface+a.Netns, b.Pod.String()+"\x00"+b.Interface+b.Netns)
-	})
-}
-
 // Flush returns what changed since the last Flush, see kube.World.Flush.
 func (s *Store) Flush() policy.Changes { return s.world.Flush(s.opts.Now()) }
 
@@ -525,6 +318,9 @@ func (s *Store) Files() int { return len(s.files) }
 // Findings returns everything that is wrong, with files and lines, sorted.
 func (s *Store) Findings() []kube.Finding {
 	out := slices.Clone(s.findings)
+	for _, fs := range s.dups {
+		out = append(out, fs...)
+	}
 	for _, f := range s.world.Findings() {
 		if w, ok := s.placed[f.Object]; ok {
 			f = s.located(f, w)
