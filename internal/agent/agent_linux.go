@@ -60,12 +60,14 @@ type Agent struct {
 
 	links     map[manifests.Binding]resolved // since the last change of an interface
 	endpoints map[policy.PodKey]*podEndpoint
-	rulesets  map[policy.PodKey][2]string
-	content   map[string]*policy.Ruleset // by ruleset ID
-	addrs     map[netip.Addr]identity
-	services  map[netip.AddrPort]identity
-	problems  map[string]control.Problem // of the agent itself, by what they are about
-	clock     func() time.Duration
+	// orphans are the interfaces that have lost their pod and are quarantined: what to say, by ifindex.
+	orphans  map[int]string
+	rulesets map[policy.PodKey][2]string
+	content  map[string]*policy.Ruleset // by ruleset ID
+	addrs    map[netip.Addr]identity
+	services map[netip.AddrPort]identity
+	problems map[string]control.Problem // of the agent itself, by what they are about
+	clock    func() time.Duration
 }
 
 // podEndpoint is a pod of this node.
@@ -338,14 +340,20 @@ func (a *Agent) reconcile() {
 		}
 	}
 	// Interfaces without a pod: denied while they exist, forgotten when not (A2).
+	a.orphans = map[int]string{}
 	for _, ifindex := range a.dp.Endpoints() {
 		if _, ok := owned[ifindex]; ok {
 			continue
 		}
 		about := fmt.Sprintf("interface-%d", ifindex)
-		if _, err := netlink.LinkByIndex(ifindex); err != nil {
+		link, err := netlink.LinkByIndex(ifindex)
+		if err != nil {
 			a.note(about, "error", "interface", a.dp.Disarm(ifindex))
 			continue
+		}
+		a.orphans[ifindex] = "interface " + link.Attrs().Name
+		if p, ok := a.names.pods[a.dp.Generation(ifindex)]; ok {
+			a.orphans[ifindex] += fmt.Sprintf(", last pod %s/%s's,", p.Namespace, p.Name)
 		}
 		a.note(about, "error", "interface", a.dp.Quarantine(ifindex))
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -157,6 +158,10 @@ func (a *Agent) status() (control.Status, error) {
 			}
 			s.Problems = append(s.Problems, control.Problem{Severity: sev, Object: "Pod " + key.String(), Message: ep.state + ": " + ep.message})
 		}
+	}
+	for _, ifindex := range slices.Sorted(maps.Keys(a.orphans)) {
+		s.Endpoints[stateQuarantined]++
+		s.Problems = append(s.Problems, control.Problem{Severity: "warning", Object: "node", Message: a.orphans[ifindex] + " belongs to no pod: everything on it is dropped until it is gone or a Pod names it"})
 	}
 	if a.snapshot != nil {
 		for i := range a.snapshot.Policies {

@@ -4,13 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"github.com/postern-dev/postern/internal/datapath/bpf"
 	"github.com/postern-dev/postern/internal/packet"
@@ -138,18 +141,36 @@ var looks = []look{
 	{"nf_localin6", link.NetfilterProtoIPv6, link.NetfilterInetLocalIn},
 }
 
-// lookPriority is just before the filter tables (NF_IP_PRI_FILTER is 0).
-const lookPriority = -10
+// lookPriorities are just before the filter tables (NF_IP_PRI_FILTER is 0). A
+// priority holds one program: what a former process left has one, and the new
+// one takes the other.
+var lookPriorities = []int32{-10, -11}
+
+func attachLookAt(lk look, prog *ebpf.Program) (link.Link, error) {
+	var errs []error
+	for _, priority := range lookPriorities {
+		l, err := link.AttachNetfilter(link.NetfilterOptions{
+			Program: prog, ProtocolFamily: lk.family, Hook: lk.hook, Priority: priority,
+		})
+		if err == nil {
+			return l, nil
+		}
+		errs = append(errs, err)
+		if !errors.Is(err, unix.EBUSY) {
+			break
+		}
+	}
+	return nil, errors.Join(errs...)
+}
 
 // attachLook attaches the look after DNAT. Netfilter links cannot be updated:
 // a new one is attached beside the old, then takes its pin. Where the kernel
 // cannot, services with mixed verdicts are denied and Deferrable says so.
 func (d *Datapath) attachLook() error {
 	var errs []error
+	d.nfLinks = map[string]link.Link{}
 	for _, lk := range looks {
-		l, err := link.AttachNetfilter(link.NetfilterOptions{
-			Program: d.objs.LookAfterDnat, ProtocolFamily: lk.family, Hook: lk.hook, Priority: lookPriority,
-		})
+		l, err := attachLookAt(lk, d.objs.LookAfterDnat)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", lk.name, err))
 			continue
@@ -158,7 +179,7 @@ func (d *Datapath) attachLook() error {
 			errs = append(errs, fmt.Errorf("%s: %w", lk.name, err), l.Close())
 			continue
 		}
-		d.nfLinks = append(d.nfLinks, l)
+		d.nfLinks[lk.name] = l
 	}
 	on := uint32(1)
 	if len(errs) > 0 {
@@ -172,6 +193,23 @@ func (d *Datapath) attachLook() error {
 		d.lookErr = errors.Join(errs...)
 	}
 	return nil
+}
+
+// repairLook pins again what somebody unpinned: with this process the look would
+// end, and the datapath would go on to leave verdicts to it.
+func (d *Datapath) repairLook() ([]string, error) {
+	var mended []string
+	for _, name := range slices.Sorted(maps.Keys(d.nfLinks)) {
+		path := filepath.Join(d.cfg.PinDir, "links", name)
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := pinAs(d.nfLinks[name], path); err != nil {
+			return mended, fmt.Errorf("%s: %w", name, err)
+		}
+		mended = append(mended, name+": pinned again")
+	}
+	return mended, nil
 }
 
 // Deferrable reports whether a Service whose backends get different verdicts

@@ -86,9 +86,9 @@ type Datapath struct {
 	world          *world
 	catchAll       *catchAll
 
-	endpoints map[int]*endpoint // by ifindex
-	prepared  map[int]uint32    // slots of interfaces that Arm will take, by ifindex
-	nfLinks   []link.Link
+	endpoints map[int]*endpoint    // by ifindex
+	prepared  map[int]uint32       // slots of interfaces that Arm will take, by ifindex
+	nfLinks   map[string]link.Link // by look.name
 	revision  uint32
 	// deferrable: what look_after_dnat needs is attached.
 	deferrable bool

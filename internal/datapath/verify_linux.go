@@ -100,6 +100,8 @@ func (d *Datapath) Audit() ([]string, error) {
 			mended = append(mended, "interface "+ep.spec.Interface+": programs attached again")
 		}
 	}
+	looks, err := d.repairLook()
+	mended, errs = append(mended, looks...), append(errs, err)
 	if d.catchAll != nil {
 		back, err := d.catchAll.repair()
 		errs = append(errs, err)
