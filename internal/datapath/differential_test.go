@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/postern-dev/postern/internal/datapath"
+	"github.com/postern-dev/postern/internal/datapath/mapstate"
 	"github.com/postern-dev/postern/internal/flow"
 	"github.com/postern-dev/postern/internal/packet"
 	"github.com/postern-dev/postern/internal/packet/packettest"
@@ -176,12 +177,22 @@ func (e *events) compare(s *policy.Snapshot, pod policy.PodKey, dir policy.Direc
 		want := policy.Evaluate(s, pod, dir, tuple)
 		ret, ev := e.verdict(spec, dir, frame)
 		done++
+		if ev.Verdict == policy.Deferred && manyBackends(s, tuple) {
+			continue // more kinds of backends than are listed: left to the look after DNAT
+		}
 		if text := differs(e.r, want, ret, ev); text != "" {
 			text = fmt.Sprintf("%s (after %d; event %+v; class %#x)", text, done, ev, e.r.d.Contents().Class(packet.Unmap(tuple.Src)))
 			return done, &mismatch{pod, dir, tuple, text}
 		}
 	}
 	return done, nil
+}
+
+// manyBackends reports whether the destination is a Service with more backends
+// than the kernel's entry has room for kinds of them.
+func manyBackends(s *policy.Snapshot, t packet.Tuple) bool {
+	target, ok := policy.Frontends(s.Services, s.Nodes)[policy.Frontend{Addr: packet.Unmap(t.Dst), Protocol: t.Protocol, Port: t.DstPort}]
+	return ok && len(target.Backends) > mapstate.MaxCombos
 }
 
 func differs(r *rig, want policy.Decision, ret uint32, ev flow.Event) string {
