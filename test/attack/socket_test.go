@@ -21,11 +21,17 @@ type udpFrom struct {
 	segment  int    // UDP_SEGMENT
 	zerocopy bool
 	zone     bool // the destination is link-local, on eth0
+	uid      int  // user; 0 is root
 }
 
 // sendUDP sends one datagram through a socket, as a process without any capability can.
 func (x *try) sendUDP(how udpFrom, to netip.Addr, port uint16, data []byte) error {
 	return x.pod.Do(func() (err error) {
+		if how.uid != 0 { // of this thread alone, which is thrown away
+			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(how.uid), uintptr(how.uid), uintptr(how.uid)); errno != 0 {
+				return errno
+			}
+		}
 		domain := unix.AF_INET
 		if to.Is6() {
 			domain = unix.AF_INET6

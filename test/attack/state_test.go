@@ -24,7 +24,7 @@ func TestState(t *testing.T) {
 	// Isolated for egress only: the world may open connections to it.
 	spec.Pods = append(spec.Pods, lab.PodSpec{Namespace: "solo", Name: "out", Labels: map[string]string{"app": "out"}})
 	w := newWorld(t, spec)
-	w.quota = 512
+	w.args = []string{"--flow-quota", "512"}
 	w.beside = []string{"no-flow"} // what the pods' own stacks say on cut connections
 	w.run(narrow+solo, stateAttacks())
 }

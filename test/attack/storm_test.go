@@ -46,7 +46,25 @@ type storm struct {
 	lost    []string
 }
 
+// quietStorm keeps up no conversations: nothing may pass.
+func (x *try) quietStorm(to ...netip.Addr) *storm {
+	s, _ := x.startStorm(to...)
+	return s
+}
+
 func (x *try) storm(to ...netip.Addr) *storm {
+	x.Helper()
+	s, ctx := x.startStorm(to...)
+	for v := range 2 {
+		for _, network := range []string{"tcp", "udp"} {
+			c := x.dial(network, echoAt(web(v)))
+			s.wg.Go(func() { s.talk(ctx, network, c) })
+		}
+	}
+	return s
+}
+
+func (x *try) startStorm(to ...netip.Addr) (*storm, context.Context) {
 	x.Helper()
 	ctx, cancel := context.WithCancel(x.Context())
 	s := &storm{x: x, cancel: cancel, sent: make([]atomic.Int64, len(to))}
@@ -63,13 +81,7 @@ func (x *try) storm(to ...netip.Addr) *storm {
 			}
 		})
 	}
-	for v := range 2 {
-		for _, network := range []string{"tcp", "udp"} {
-			c := x.dial(network, echoAt(web(v)))
-			s.wg.Go(func() { s.talk(ctx, network, c) })
-		}
-	}
-	return s
+	return s, ctx
 }
 
 func (s *storm) lose(format string, args ...any) {

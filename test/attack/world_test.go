@@ -8,7 +8,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -54,7 +53,7 @@ type world struct {
 	tap   *lab.Tap
 	phase phase
 
-	quota int // flows of a pod, if not 0
+	args []string // of the agent
 	// behindBridge leaves out what a bridge hands up to its node: Services are
 	// looked at again behind that, in the node's forward path.
 	behindBridge bool
@@ -188,11 +187,7 @@ func (w *world) sender(p *lab.Pod, mode lab.SendMode) *lab.Sender {
 func (w *world) run(policy string, attacks []attack) {
 	w.t.Helper()
 	w.runPhase(absent, attacks)
-	if w.quota > 0 {
-		w.install("--flow-quota", strconv.Itoa(w.quota))
-	} else {
-		w.install()
-	}
+	w.install(w.args...)
 	w.runPhase(open, attacks)
 	w.write("policy.yaml", policy)
 	w.runPhase(on, attacks)
