@@ -12,8 +12,7 @@ import (
 // serviceName is one port of a Service for one family.
 type serviceName struct {
 	namespace, name string
-	proto           packet.Protocol
-	port            uint16
+	index           int // of the port in the Service
 	v6              bool
 }
 
@@ -49,9 +48,9 @@ func (w *World) setServices(services []policy.Service) {
 	w.servicePorts = w.servicePorts[:0]
 	for i := range sorted {
 		s := &sorted[i]
-		for _, p := range s.Ports {
+		for index, p := range s.Ports {
 			for _, v6 := range []bool{false, true} {
-				sp := servicePort{name: serviceName{s.Namespace, s.Name, p.Protocol, p.Port, v6}}
+				sp := servicePort{name: serviceName{s.Namespace, s.Name, index, v6}}
 				claim := func(k ServiceKey) {
 					if _, ok := taken[k]; !ok {
 						taken[k] = struct{}{}
