@@ -1,4 +1,8 @@
 # Each target is one line: a tool or a script. `make help` lists them.
+# A failure on the left of a pipe is a failure.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
 CONTROLLER_GEN = go tool -modfile=tools/go.mod controller-gen
 GOLANGCI_LINT = go tool -modfile=tools/lint/go.mod golangci-lint
 
