@@ -213,7 +213,8 @@ func (x *try) capturedAddress() {
 	w := x.w
 	open, cart := w.pod("shop/open"), w.pod("shop/cart")
 	service := func(external [2]netip.Addr, backend *lab.Pod) string {
-		m := fmt.Sprintf(`
+		var m strings.Builder
+		fmt.Fprintf(&m, `
 apiVersion: v1
 kind: Service
 metadata: {namespace: shop, name: captor}
@@ -224,7 +225,7 @@ spec:
   ports: [{name: echo, protocol: UDP, port: 7, targetPort: 7}, {name: web, protocol: UDP, port: 5008, targetPort: 7}]
 `, external[0], external[1].String())
 		for v, fam := range []string{"IPv4", "IPv6"} {
-			m += fmt.Sprintf(`---
+			fmt.Fprintf(&m, `---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {namespace: shop, name: captor-%d, labels: {kubernetes.io/service-name: captor}}
@@ -233,7 +234,7 @@ ports: [{name: echo, protocol: UDP, port: 7}, {name: web, protocol: UDP, port: 7
 endpoints: [{addresses: [%q], conditions: {ready: true, serving: true, terminating: false}}]
 `, v, fam, backend.IPs[v].String())
 		}
-		return m
+		return m.String()
 	}
 	// The agent knows the Service, the node does not translate it (yet, or ever).
 	if x.on {
@@ -334,6 +335,13 @@ func objectAttacks() []attack {
 		{id: "K8S-29", off: open, try: (*try).tooManyRules},
 		{id: "K8S-31", off: open, try: (*try).sameName},
 		{id: "K8S-32", off: open, try: (*try).brokenState},
+		{id: "OPS-14", off: open, try: (*try).churn},
+		{id: "PKT-37b", from: "ci/runner", off: open, limit: true, try: func(x *try) {
+			b := netip.MustParseAddr("64:ff9b::").As16()
+			m := metadata(0).As4()
+			copy(b[12:], m[:])
+			x.send(lab.Raw, x.udp(netip.AddrFrom16(b), 80, x.attackToken("64:ff9b::169.254.169.254", 1)))
+		}},
 		{id: "PKT-46", off: open, limit: true, try: (*try).secondInterface},
 		{id: "PKT-48", off: open, limit: true, try: (*try).otherDevice},
 		{id: "K8S-06", off: open, limit: true, try: (*try).namespaceGone},
@@ -732,7 +740,12 @@ func (x *try) tooManyRules() {
 		if err != nil {
 			x.Fatal(err)
 		}
-		x.Logf("drops %v; problems %v", got, s.Problems)
+		if got["egress capacity"] != 2 {
+			x.Errorf("drops %v", got)
+		}
+		if !slices.ContainsFunc(s.Problems, func(p problem) bool { return strings.Contains(p.Message, "60000 fit") }) {
+			x.Errorf("no problem says so: %v", s.Problems)
+		}
 		x.w.remove("many.yaml")
 		x.recountBeside()
 	}
@@ -808,6 +821,58 @@ func (x *try) brokenState() {
 	}
 	x.w.state("shop/frontend", "enforced")
 	x.allowed("with its entry", func(tok packettest.Token) []byte { return x.udp(web(0), controlPort, tok) })
+}
+
+// churn starts and stops pods, each with denied packets, and looks at what is left.
+func (x *try) churn() {
+	w := x.w
+	left := func() (pins, slots int) {
+		if !x.on {
+			return 0, 0
+		}
+		bpffs, err := w.lab.BPFFS(w.node.Name)
+		if err != nil {
+			x.Fatal(err)
+		}
+		files, err := filepath.Glob(filepath.Join(bpffs, "postern", "links", "*"))
+		if err != nil {
+			x.Fatal(err)
+		}
+		m, err := ebpf.LoadPinnedMap(filepath.Join(bpffs, "postern", "endpoint_slots"), nil)
+		if err != nil {
+			x.Fatal(err)
+		}
+		defer func() { _ = m.Close() }()
+		var k, v uint32
+		for it := m.Iterate(); it.Next(&k, &v); {
+			slots++
+		}
+		return len(files), slots
+	}
+	pins, slots := left()
+	for i := range 15 {
+		p, err := w.lab.AddPod(x.Context(), lab.PodSpec{Namespace: "shop", Name: "churn", Labels: map[string]string{"app": "churn"}, Servers: []lab.Server{}}, lab.AddPodOptions{})
+		if err != nil {
+			x.Fatal(err)
+		}
+		w.manifests()
+		w.state("shop/churn", "enforced")
+		x.sendFrom(p, lab.Raw, packettest.Build(p.Eth(), ipHeader(p.IP(evil(i%2)), evil(i%2)), packettest.UDP{SrcPort: 4000, DstPort: 443}, x.attackToken(fmt.Sprintf("pod %d", i), 1)))
+		x.settle()
+		w.closeSenders()
+		if err := w.lab.DeletePod("shop/churn"); err != nil {
+			x.Fatal(err)
+		}
+		w.manifests()
+	}
+	for range 100 {
+		if p, s := left(); p == pins && s == slots {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	p, s := left()
+	x.Errorf("%d pins and %d entries are left, want %d and %d", p, s, pins, slots)
 }
 
 // secondInterface gives the pod another way out. It can't be enforced; it must be said.

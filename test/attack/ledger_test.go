@@ -45,7 +45,7 @@ func (r *result) add(x *try) {
 	}
 	r.failed = r.failed || x.Failed()
 	r.limit = r.limit || x.a.limit
-	maps.Copy(r.reasons, x.atLeast)
+	maps.Copy(r.reasons, x.counted)
 }
 
 func (r *result) verdict() string {
@@ -58,4 +58,9 @@ func (r *result) verdict() string {
 	return "held"
 }
 
-func (r *result) reasonList() []string { return slices.Sorted(maps.Keys(r.reasons)) }
+func (r *result) reasonList() []string {
+	if r.limit {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(r.reasons))
+}

@@ -315,7 +315,7 @@ func (x *try) scanned() {
 		if err != nil {
 			x.Fatal(err)
 		}
-		if err := os.Chmod(p, 0o755); err != nil { //nolint:gosec // put back below
+		if err := os.Chmod(p, 0o755); err != nil {
 			x.Fatal(err)
 		}
 		defer func() {
@@ -324,7 +324,7 @@ func (x *try) scanned() {
 			}
 		}()
 	}
-	if err := os.Chmod(x.w.agent.Socket, 0o666); err != nil { //nolint:gosec // put back below
+	if err := os.Chmod(x.w.agent.Socket, 0o666); err != nil {
 		x.Fatal(err)
 	}
 	defer func() {

@@ -23,6 +23,13 @@ func bridgeAttacks() []attack {
 		{id: "PKT-02", off: absent, try: func(x *try) { x.taggedToPod(2) }},
 		{id: "PKT-04", off: absent, try: func(x *try) { x.taggedToPod(1) }},
 		{id: "PKT-33", off: absent, try: (*try).claimNeighbour},
+		{id: "PKT-33b", off: absent, limit: true, try: func(x *try) {
+			tok := x.attackToken("a solicitation's target", 1)
+			target := netip.AddrFrom16(tok)
+			group := packettest.SolicitedNode(target)
+			x.send(lab.Raw, packettest.Build(append([]packettest.Layer{packettest.Eth{Src: x.pod.MAC(), Dst: packettest.MulticastMAC(group)}, packettest.IPv6{Src: linkLocal(x.pod.MAC()), Dst: group}},
+				packettest.NeighborSolicitation(target, x.pod.MAC())...)...))
+		}},
 		{id: "PKT-38", off: absent, try: func(x *try) {
 			other, third := x.w.pod("payments/api"), x.w.pod("shop/cart")
 			for v := range 2 {

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -42,17 +43,16 @@ func transportAttacks() []attack {
 				for proto := range 256 {
 					reason := isolation
 					switch {
-					case proto == protoTCP || proto == protoUDP:
-						// Ports of their own, from the token: not allowed, or not a header at all.
-						reason = isolation + "|malformed|tcp-flags|no-flow"
 					case proto == 58 && v == 0, proto == 1 && v == 1:
 						reason = "malformed" // the other family's
-					case proto == 1, proto == 58:
-						reason = isolation + "|malformed|icmp-error"
 					case v == 1 && (proto == 0 || proto == 43 || proto == 44 || proto == 59 || proto == 60 || proto == 135 || proto == 139 || proto == 140):
 						reason = extension + "|fragment"
 					}
 					x.denied(fmt.Sprintf("protocol %d %s", proto, family(v)), reason, func(tok packettest.Token) []byte {
+						if proto == protoTCP || proto == protoUDP { // to a port of theirs that is not allowed
+							to := netip.AddrPortFrom(web(v), deniedPort)
+							return packettest.Simple(x.pod.MAC(), x.pod.GatewayMAC(), uint8(proto), netip.AddrPortFrom(x.src(web(v)), x.port()), to, tok[:])
+						}
 						return x.ip(web(v), packettest.Raw{Proto: uint8(proto)}, tok, packettest.Payload(make([]byte, 32)))
 					})
 					if proto == 0 || proto == 43 || proto == 44 || proto == 60 {

@@ -257,16 +257,17 @@ func (x *try) someOfSeveral() {
 	}
 	for step := range steps {
 		set := rng.IntN(1 << len(pieces))
-		doc, open := "", [2]bool{}
+		var docs []string
+		open := [2]bool{}
 		for i, p := range pieces {
 			if set>>i&1 == 1 {
-				doc += p.doc + "---\n"
+				docs = append(docs, p.doc)
 				open[0], open[1] = open[0] || p.open[0], open[1] || p.open[1]
 			}
 		}
 		if x.on {
-			doc += strings.Replace(egressPolicy(fmt.Sprintf(`{to: [{networks: [192.0.2.%d/32]}]}`, step)), "zz-case", "zz-step", 1)
-			x.w.write(caseFile, doc)
+			docs = append(docs, strings.Replace(egressPolicy(fmt.Sprintf(`{to: [{networks: [192.0.2.%d/32]}]}`, step)), "zz-case", "zz-step", 1))
+			x.w.write(caseFile, strings.Join(docs, "---\n"))
 		}
 		for v := range 2 {
 			frame := func(tok packettest.Token) []byte { return x.udp(evil(v), 443, tok) }
