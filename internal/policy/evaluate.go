@@ -69,12 +69,25 @@ func newWalk(s *Snapshot, key PodKey, dir Direction, t packet.Tuple) (w *walk, d
 	return w, unknown, w.pod == nil || !w.remote.IsValid()
 }
 
-// service finds the Service port that the packet is addressed to, or nil.
-// Of several the lowest namespace and name wins, then the first port.
+// service finds the Service port that the packet is addressed to, or nil. A
+// Service's own address comes before a NodePort, as in kube-proxy's chains. Of
+// several the lowest namespace and name wins, then the first port.
 func (w *walk) service() (*Service, *ServicePort) {
 	if w.dir != Egress || !w.t.Protocol.HasPorts() || hasAddr(w.pod.IPs, w.remote) {
 		return nil, nil
 	}
+	svc, port := w.servicePort(func(svc *Service, sp *ServicePort) bool {
+		return sp.Port == w.t.DstPort && hasAddr(svc.IPs, w.remote)
+	})
+	if svc == nil && w.isNode(w.remote) {
+		svc, port = w.servicePort(func(_ *Service, sp *ServicePort) bool {
+			return sp.NodePort != 0 && sp.NodePort == w.t.DstPort
+		})
+	}
+	return svc, port
+}
+
+func (w *walk) servicePort(is func(*Service, *ServicePort) bool) (*Service, *ServicePort) {
 	var found *Service
 	var port *ServicePort
 	for i := range w.s.Services {
@@ -83,12 +96,7 @@ func (w *walk) service() (*Service, *ServicePort) {
 			continue
 		}
 		for j := range svc.Ports {
-			sp := &svc.Ports[j]
-			if sp.Protocol != w.t.Protocol {
-				continue
-			}
-			if (sp.Port == w.t.DstPort && hasAddr(svc.IPs, w.remote)) ||
-				(sp.NodePort != 0 && sp.NodePort == w.t.DstPort && w.isNode(w.remote)) {
+			if sp := &svc.Ports[j]; sp.Protocol == w.t.Protocol && is(svc, sp) {
 				found, port = svc, sp
 				break
 			}

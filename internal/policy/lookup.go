@@ -87,8 +87,9 @@ type Target struct {
 }
 
 // Frontends returns every address and port that Services take over: their own,
-// and their NodePorts on the addresses of nodes. Where two Services claim
-// the same one, the lower namespace and name has it.
+// and their NodePorts on the addresses of nodes. A Service's own address comes
+// before a NodePort, as in kube-proxy's chains. Where two Services claim the same
+// one, the lower namespace and name has it.
 func Frontends(services []Service, nodes []Node) map[Frontend]Target {
 	order := make([]*Service, 0, len(services))
 	for i := range services {
@@ -98,25 +99,30 @@ func Frontends(services []Service, nodes []Node) map[Frontend]Target {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
 	out := map[Frontend]Target{}
-	for _, svc := range order {
-		for i := range svc.Ports {
-			sp := &svc.Ports[i]
-			if !sp.Protocol.HasPorts() {
-				continue
-			}
-			for _, a := range svc.IPs {
-				addFrontend(out, svc, sp, a, sp.Port)
-			}
-			if sp.NodePort == 0 {
-				continue
-			}
-			for j := range nodes {
-				for _, a := range nodes[j].IPs {
-					addFrontend(out, svc, sp, a, sp.NodePort)
+	each := func(f func(svc *Service, sp *ServicePort)) {
+		for _, svc := range order {
+			for i := range svc.Ports {
+				if sp := &svc.Ports[i]; sp.Protocol.HasPorts() {
+					f(svc, sp)
 				}
 			}
 		}
 	}
+	each(func(svc *Service, sp *ServicePort) {
+		for _, a := range svc.IPs {
+			addFrontend(out, svc, sp, a, sp.Port)
+		}
+	})
+	each(func(svc *Service, sp *ServicePort) {
+		if sp.NodePort == 0 {
+			return
+		}
+		for j := range nodes {
+			for _, a := range nodes[j].IPs {
+				addFrontend(out, svc, sp, a, sp.NodePort)
+			}
+		}
+	})
 	return out
 }
 
