@@ -26,13 +26,15 @@ lint: ## check style and the directions of imports
 # The race detector needs a C compiler; a machine without one tests without it.
 RACE ?= $(shell command -v $${CC:-gcc} >/dev/null 2>&1 && echo -race)
 COMPARISONS ?= 1000000
+# One seed, so that a change is to blame for a failure; SEED=$$RANDOM looks for new ones.
+SEED ?= 20261123
 
 .PHONY: test
 # The race detector slows mutants and comparisons tenfold; they run in full without it.
 test: ## run all tests, as root: those on packets need it
 	go test $(RACE) -count=1 -timeout 30m ./...
 	go test -count=1 -timeout 20m -run TestMutants ./internal/manifests
-	POSTERN_COMPARISONS=$(COMPARISONS) go test -timeout 20m -count=1 -v -run TestKernelAgreesWithEvaluate ./internal/datapath | grep -vE '^ *(=== RUN|--- PASS: .*/round-)'
+	POSTERN_SEED=$(SEED) POSTERN_COMPARISONS=$(COMPARISONS) go test -timeout 20m -count=1 -v -run TestKernelAgreesWithEvaluate ./internal/datapath | grep -vE '^ *(=== RUN|--- PASS: .*/round-)'
 
 FUZZTIME ?= 30s
 
