@@ -106,6 +106,7 @@ var catalogue = []struct {
 		{id: "K8S-13", what: "the API server as a relay", who: "A3", not: needsAPI},
 		{id: "K8S-14", what: "a cluster IP of denied, of allowed and of mixed backends, all Service addresses allowed", who: "A0"},
 		{id: "K8S-16", what: "a Service's external address: translated by nobody, or taking over an allowed address", who: "A3"},
+		{id: "K8S-16b", what: "the former, on a node where netfilter tracks no connections", who: "A3", note: "leaks: Services are taken to be translated by netfilter, and where it does not look, nothing looks again"},
 		{id: "K8S-17", what: "ExternalName", who: "A3", not: needsNames},
 		{id: "K8S-18", what: "node ports and host ports of denied pods, the node's address allowed", who: "A0"},
 		{id: "K8S-19", what: "a pod that reaches itself through its Service", who: "A0", not: "allowed by design; compared with Evaluate in internal/datapath"},

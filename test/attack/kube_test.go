@@ -207,14 +207,10 @@ func (x *try) mixed() {
 	}
 }
 
-// capturedAddress has a Service take over an address outside, which its author
-// may not reach, or which the pod may reach while the backend may not be.
-func (x *try) capturedAddress() {
-	w := x.w
-	open, cart := w.pod("shop/open"), w.pod("shop/cart")
-	service := func(external [2]netip.Addr, backend *lab.Pod) string {
-		var m strings.Builder
-		fmt.Fprintf(&m, `
+// captor is a Service with these external addresses and this backend.
+func captor(external [2]netip.Addr, backend *lab.Pod) string {
+	var m strings.Builder
+	fmt.Fprintf(&m, `
 apiVersion: v1
 kind: Service
 metadata: {namespace: shop, name: captor}
@@ -224,8 +220,8 @@ spec:
   externalIPs: [%s, %q]
   ports: [{name: echo, protocol: UDP, port: 7, targetPort: 7}, {name: web, protocol: UDP, port: 5008, targetPort: 7}]
 `, external[0], external[1].String())
-		for v, fam := range []string{"IPv4", "IPv6"} {
-			fmt.Fprintf(&m, `---
+	for v, fam := range []string{"IPv4", "IPv6"} {
+		fmt.Fprintf(&m, `---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {namespace: shop, name: captor-%d, labels: {kubernetes.io/service-name: captor}}
@@ -233,12 +229,18 @@ addressType: %s
 ports: [{name: echo, protocol: UDP, port: 7}, {name: web, protocol: UDP, port: 7}]
 endpoints: [{addresses: [%q], conditions: {ready: true, serving: true, terminating: false}}]
 `, v, fam, backend.IPs[v].String())
-		}
-		return m.String()
 	}
+	return m.String()
+}
+
+// capturedAddress has a Service take over an address outside, which its author
+// may not reach, or which the pod may reach while the backend may not be.
+func (x *try) capturedAddress() {
+	w := x.w
+	open, cart := w.pod("shop/open"), w.pod("shop/cart")
 	// The agent knows the Service, the node does not translate it (yet, or ever).
 	if x.on {
-		w.write("captor.yaml", service([2]netip.Addr{evil(0), evil(1)}, open))
+		w.write("captor.yaml", captor([2]netip.Addr{evil(0), evil(1)}, open))
 	}
 	for v := range 2 {
 		for _, port := range []uint16{7, 5008} {
@@ -252,7 +254,7 @@ endpoints: [{addresses: [%q], conditions: {ready: true, serving: true, terminati
 	for _, known := range []bool{false, true} {
 		if x.on {
 			if known {
-				w.write("captor.yaml", service([2]netip.Addr{web(0), web(1)}, cart))
+				w.write("captor.yaml", captor([2]netip.Addr{web(0), web(1)}, cart))
 			} else {
 				w.remove("captor.yaml")
 				time.Sleep(300 * time.Millisecond)

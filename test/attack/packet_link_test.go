@@ -5,6 +5,7 @@ package attack
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -20,8 +21,31 @@ func TestPackets(t *testing.T) {
 	spec := lab.DefaultSpec("at-packets")
 	spec.NoConntrack, spec.MTU = true, 9000
 	w := newWorld(t, spec)
-	w.run(narrow, slices.Concat(linkAttacks(), ipv4Attacks(), ipv6Attacks(), fragmentAttacks(), transportAttacks(), icmpAttacks(), sourceAttacks(), placeAttacks()))
+	untranslated := attack{id: "K8S-16b", off: open, limit: true, try: func(x *try) {
+		if x.on {
+			x.w.write("captor.yaml", captor([2]netip.Addr{evil(0), evil(1)}, x.w.pod("shop/cart")))
+			x.w.write("cart.yaml", cartToo)
+		}
+		for v := range 2 {
+			x.send(lab.Raw, x.udp(evil(v), 7, x.attackToken("an external address that nobody translates "+family(v), 1)))
+		}
+		x.settle()
+		if x.on {
+			x.w.remove("cart.yaml")
+			x.w.remove("captor.yaml")
+		}
+	}}
+	w.run(narrow, slices.Concat([]attack{untranslated}, linkAttacks(), ipv4Attacks(), ipv6Attacks(), fragmentAttacks(), transportAttacks(), icmpAttacks(), sourceAttacks(), placeAttacks()))
 }
+
+// cartToo lets shop/frontend reach the pods shop/cart.
+const cartToo = `apiVersion: postern.dev/v1alpha1
+kind: EgressPolicy
+metadata: {name: zz-cart, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: frontend}}
+  egress: [{name: accept-cart, to: [{pods: {podSelector: {matchLabels: {app: cart}}}}]}]
+`
 
 // TestPacketsOnBridge is what a bridge between the pods adds.
 func TestPacketsOnBridge(t *testing.T) {

@@ -15,6 +15,9 @@ import (
 	"testing"
 	"time"
 
+	// posternd is built while the tests run. That it is part of them tells go
+	// test to run them again, not to remember, when it has changed.
+	_ "github.com/postern-dev/postern/internal/daemon"
 	"github.com/postern-dev/postern/internal/lab"
 	"github.com/postern-dev/postern/internal/labagent"
 	"github.com/postern-dev/postern/internal/packet/packettest"
