@@ -337,6 +337,7 @@ func objectAttacks() []attack {
 		{id: "K8S-29", off: open, try: (*try).tooManyRules},
 		{id: "K8S-31", off: open, try: (*try).sameName},
 		{id: "K8S-32", off: open, try: (*try).brokenState},
+		{id: "K8S-07b", off: open, limit: true, try: (*try).flappingPolicy},
 		{id: "OPS-14", off: open, try: (*try).churn},
 		{id: "PKT-37b", from: "ci/runner", off: open, limit: true, try: func(x *try) {
 			b := netip.MustParseAddr("64:ff9b::").As16()
@@ -502,6 +503,35 @@ spec: {podSelector: {}, egress: [{name: accept-more, to: [{networks: [192.0.2.%d
 	s.stop(false)
 	if x.on {
 		x.w.write("policy.yaml", narrow+kubePolicy)
+	}
+}
+
+// flappingPolicy deletes and creates the policies faster than the directory is read.
+func (x *try) flappingPolicy() {
+	s := x.storm(evil(0), evil(1))
+	if x.on {
+		path := filepath.Join(x.w.agent.Manifests, "policy.yaml")
+		tmp := filepath.Join(x.w.agent.Manifests, ".policy.tmp")
+		for i := range 500 {
+			if err := os.Remove(path); err != nil {
+				x.Fatal(err)
+			}
+			time.Sleep(time.Duration(i%40) * time.Millisecond / 4)
+			if err := os.WriteFile(tmp, fmt.Appendf(nil, "%s# %d\n", narrow+kubePolicy, i), 0o600); err != nil {
+				x.Fatal(err)
+			}
+			if err := os.Rename(tmp, path); err != nil {
+				x.Fatal(err)
+			}
+			time.Sleep(2 * time.Millisecond)
+		}
+	} else {
+		time.Sleep(50 * time.Millisecond)
+	}
+	s.stop(true)
+	if x.on {
+		x.w.write("policy.yaml", narrow+kubePolicy)
+		x.recountBeside()
 	}
 }
 

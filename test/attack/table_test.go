@@ -87,10 +87,12 @@ Ways around egress enforcement, tried on this enforcer. `+"`go test ./test/attac
 Each attack is tried twice on one lab of network namespaces, in both address families: with enforcement off (no policy for
 the pod, or no agent where agents refuse it from every pod), where its packets must be seen, and with it on, where none
 may be. Sniffers on every wire away from the pods and in every node's stack look for a token that is in each packet; in
-both runs a packet that policy allows must pass. The drops must be counted for these reasons and for no others.
+both runs a packet that policy allows must pass. Where a reason is given, the agent's exact counters show it for the
+dropped packets; drops that are no attack's, such as a pod's own resets, are left out. A limit is not held: its row says
+what happens instead.
 
 `)
-	fmt.Fprintf(&b, "%d rows held, %d are documented limits, %d are not tried here.\n\n", count["held"], count["limit"], count["not run"])
+	fmt.Fprintf(&b, "%d rows held, %d are limits, %d are not tried here.\n\n", count["held"], count["limit"], count["not run"])
 	fmt.Fprint(&b, `Who: A0 a process in the pod without capabilities, A1 with CAP_NET_RAW, A2 with CAP_NET_ADMIN in the pod's namespace, A3 a
 user with rights on a namespace's objects, A4 somebody outside. Off and on: packets seen of packets tried.
 `)
