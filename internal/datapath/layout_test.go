@@ -24,23 +24,13 @@ func TestMapstateLayout(t *testing.T) {
 			t.Errorf("%s has %d bytes, %s %d", ours, ours.Size(), kernels, kernels.Size())
 		}
 		want := map[string]reflect.StructField{}
-		for f := range fields(kernels) {
+		for f := range kernels.Fields() {
 			want[strings.ToLower(f.Name)] = f
 		}
-		for f := range fields(ours) {
+		for f := range ours.Fields() {
 			k, ok := want[strings.ToLower(f.Name)]
 			if !ok || k.Offset != f.Offset || k.Type.Size() != f.Type.Size() {
 				t.Errorf("%s.%s at %d with %d bytes; the kernel's: %v at %d", ours, f.Name, f.Offset, f.Type.Size(), k.Name, k.Offset)
-			}
-		}
-	}
-}
-
-func fields(t reflect.Type) func(func(reflect.StructField) bool) {
-	return func(yield func(reflect.StructField) bool) {
-		for i := range t.NumField() {
-			if f := t.Field(i); f.Name != "_" && !yield(f) {
-				return
 			}
 		}
 	}

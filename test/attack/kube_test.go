@@ -815,6 +815,8 @@ func (x *try) sameName() {
 			x.Fatal(err)
 		}
 		w.manifests()
+		// Else the next one's "enforced" would be this one's.
+		w.forgotten("shop/job")
 	}
 }
 

@@ -9,11 +9,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/postern-dev/postern/internal/control"
 	"github.com/postern-dev/postern/internal/lab"
 	"github.com/postern-dev/postern/internal/packet/packettest"
 )
@@ -408,6 +410,25 @@ func (w *world) state(key, want string) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	w.t.Fatalf("pod %s: %s, want %s", key, got, want)
+}
+
+// forgotten waits until the agent no longer knows a pod.
+func (w *world) forgotten(key string) {
+	w.t.Helper()
+	if w.agent == nil {
+		return
+	}
+	for range 1000 {
+		eps, err := w.agent.Client.Endpoints(w.t.Context())
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if !slices.ContainsFunc(eps, func(e control.Endpoint) bool { return e.Namespace+"/"+e.Name == key }) {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	w.t.Fatalf("pod %s is still known to the agent", key)
 }
 
 // reusedAddress gives a dead pod's addresses to another tenant's, which goes on
