@@ -46,7 +46,7 @@ var reasons = [...]struct{ name, text string }{
 	ReasonEthertype:  {"ethertype", "not IPv4, IPv6 or ARP"},
 	ReasonVLAN:       {"vlan", "VLAN-tagged frame"},
 	ReasonMalformed:  {"malformed", "headers contradict themselves or the frame's length"},
-	ReasonIPOptions:  {"ip-options", "IPv4 options (annotate the pod to permit them)"},
+	ReasonIPOptions:  {"ip-options", "IPv4 options"},
 	ReasonIPv6Ext:    {"ipv6-extension", "IPv6 extension header that is not permitted, or too many"},
 	ReasonSource:     {"source-address", "the source address is not the pod's"},
 	ReasonSourceMAC:  {"source-mac", "the source MAC is not the pod's"},
