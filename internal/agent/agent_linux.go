@@ -325,15 +325,22 @@ func (a *Agent) reconcile() {
 	var specs []datapath.EndpointSpec
 	for key, pod := range pods {
 		if b, ok := a.bindings[key]; ok && !pod.HostNetwork {
-			if r := a.resolve(b); r.err == nil {
+			if r := a.resolve(b); r.err == nil && a.dp.Generation(r.spec.Ifindex) == 0 {
+				r.spec.Addrs = slices.Clone(pod.IPs)
 				specs = append(specs, r.spec)
 			}
 		}
 	}
+	end := a.dp.Expedite(len(specs))
+	defer func() { a.note("expedite", "error", "node", end()) }()
 	a.note("prepare", "error", "datapath", a.dp.Prepare(specs))
 	for _, key := range sortedPods(pods) {
 		a.reconcilePod(key, pods[key], owned)
+		if a.dp.SeedDue() {
+			a.seed(true)
+		}
 	}
+	a.seed(false)
 	for key := range a.endpoints {
 		if _, ok := pods[key]; !ok {
 			delete(a.endpoints, key)
@@ -358,6 +365,13 @@ func (a *Agent) reconcile() {
 		a.note(about, "error", "interface", a.dp.Quarantine(ifindex))
 	}
 	a.note("names", "warning", "state", a.names.err)
+}
+
+// seed keeps connections from before their pods were armed.
+func (a *Agent) seed(more bool) {
+	if err := a.dp.Seed(more); err != nil {
+		a.cfg.Log.Warn("connections from before a pod was armed may be cut", "error", err)
+	}
 }
 
 func (a *Agent) reconcilePod(key policy.PodKey, pod *policy.Pod, owned map[int]policy.PodKey) {
@@ -405,18 +419,12 @@ func (a *Agent) reconcilePod(key policy.PodKey, pod *policy.Pod, owned map[int]p
 			return
 		}
 	}
-	fresh := a.dp.Generation(spec.Ifindex) == 0
 	ep.ifindex = spec.Ifindex
 	if err := a.dp.Arm(spec, a.binding(key)); err != nil {
 		ep.state, ep.message = stateFailed, err.Error()
 		return
 	}
 	a.names.setPod(a.dp.Generation(spec.Ifindex), podName{key.Namespace, key.Name, pod.UID})
-	if fresh {
-		if err := a.dp.Seed(spec.Ifindex); err != nil {
-			a.cfg.Log.Warn("connections from before the pod was armed may be cut", "pod", key.String(), "error", err)
-		}
-	}
 	if err := a.dp.Verify(spec.Ifindex); err != nil {
 		ep.state, ep.message = stateFailed, err.Error()
 		return

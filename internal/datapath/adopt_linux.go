@@ -24,11 +24,22 @@ import (
 func (d *Datapath) adopt() error {
 	var ifindex, slot uint32
 	var gone []uint32
+	present, err := interfaces()
+	if err != nil {
+		return err
+	}
+	backends, err := d.selfBackends()
+	if err != nil {
+		return err
+	}
 	it := d.objs.EndpointSlots.Iterate()
 	for it.Next(&ifindex, &slot) {
-		ep, err := d.adoptOne(int(ifindex), slot)
+		ep, err := d.adoptOne(int(ifindex), slot, present[int(ifindex)], backends)
 		if err != nil {
-			return fmt.Errorf("adopt interface %d: %w", ifindex, err)
+			if _, there := net.InterfaceByIndex(int(ifindex)); ep == nil || there == nil {
+				return fmt.Errorf("adopt interface %d: %w", ifindex, err)
+			}
+			ep.spec.Interface = "" // it went meanwhile
 		}
 		d.endpoints[int(ifindex)] = ep
 		if ep.spec.Interface == "" {
@@ -46,7 +57,27 @@ func (d *Datapath) adopt() error {
 	return d.dropStrayLinks()
 }
 
-func (d *Datapath) adoptOne(ifindex int, slot uint32) (*endpoint, error) {
+// selfBackends reads which services the endpoints stand behind, by generation.
+func (d *Datapath) selfBackends() (map[uint32]map[bpf.PosternSelfKey]uint32, error) {
+	out := map[uint32]map[bpf.PosternSelfKey]uint32{}
+	var k bpf.PosternSelfKey
+	var others uint32
+	it := d.objs.SelfBackends.Iterate()
+	for it.Next(&k, &others) {
+		if out[k.Gen] == nil {
+			out[k.Gen] = map[bpf.PosternSelfKey]uint32{}
+		}
+		out[k.Gen][k] = others
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("self_backends: %w", err)
+	}
+	return out, nil
+}
+
+// adoptOne takes over one endpoint. Its spec has no name if the interface, whose
+// name is given, is gone. An error comes with the endpoint if that is known.
+func (d *Datapath) adoptOne(ifindex int, slot uint32, name string, backends map[uint32]map[bpf.PosternSelfKey]uint32) (*endpoint, error) {
 	ep := &endpoint{slot: slot, adopted: true, written: true}
 	index := d.active.load(int(slot), 0)
 	ep.copy = index & 1
@@ -61,35 +92,23 @@ func (d *Datapath) adoptOne(ifindex int, slot uint32) (*endpoint, error) {
 	for _, a := range ep.entry.Addrs[:min(int(ep.entry.Naddrs), MaxAddrs)] {
 		ep.spec.Addrs = append(ep.spec.Addrs, packet.Unmap(netip.AddrFrom16(a.B)))
 	}
-	ep.self = map[bpf.PosternSelfKey]uint32{}
-	var k bpf.PosternSelfKey
-	var others uint32
-	it := d.objs.SelfBackends.Iterate()
-	for it.Next(&k, &others) {
-		if k.Gen == ep.entry.Gen {
-			ep.self[k] = others
-		}
+	ep.self = backends[ep.entry.Gen]
+	if name == "" || int(ep.entry.Ifindex) != ifindex {
+		return ep, nil // the interface is gone: the caller disarms
 	}
-	if err := it.Err(); err != nil {
-		return nil, fmt.Errorf("self_backends: %w", err)
-	}
-	iface, err := net.InterfaceByIndex(ifindex)
-	if err != nil || int(ep.entry.Ifindex) != ifindex {
-		return ep, nil //nolint:nilerr // the interface is gone: the caller disarms
-	}
-	ep.spec.Interface = iface.Name
+	ep.spec.Interface = name
 	for hook, prog := range d.programs() {
 		l, err := link.LoadPinnedLink(d.linkPath(ifindex, hook), nil)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // attach makes it again
 		}
 		if err != nil {
-			return nil, fmt.Errorf("pinned link: %w", err)
+			return ep, fmt.Errorf("pinned link: %w", err)
 		}
 		if err := l.Update(prog); err != nil {
 			// Detached with its interface, or by force: attach makes it again.
 			if err := errors.Join(l.Unpin(), l.Close()); err != nil {
-				return nil, fmt.Errorf("stale link: %w", err)
+				return ep, fmt.Errorf("stale link: %w", err)
 			}
 			continue
 		}
@@ -97,7 +116,7 @@ func (d *Datapath) adoptOne(ifindex int, slot uint32) (*endpoint, error) {
 	}
 	if d.catchAll != nil {
 		if err := d.catchAll.add(ep.spec.Interface, ifindex); err != nil {
-			return nil, err
+			return ep, err
 		}
 	}
 	return ep, d.attach(ep)
@@ -227,6 +246,8 @@ func Uninstall(cfg Config) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		errs = append(errs, err)
 	}
+	errs = append(errs, rcuOf(cfg.PinDir).repair())
+	end := rcuOf(cfg.PinDir).expedite(len(entries) / 2)
 	// The catch-all goes first: without the programs it would cut every pod off.
 	errs = append(errs, removeCatchAll())
 	for _, e := range entries {
@@ -237,6 +258,7 @@ func Uninstall(cfg Config) error {
 			errs = append(errs, os.Remove(path))
 		}
 	}
+	errs = append(errs, end())
 	if err := os.RemoveAll(cfg.PinDir); err != nil {
 		errs = append(errs, err)
 	}

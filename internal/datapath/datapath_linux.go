@@ -87,7 +87,9 @@ type Datapath struct {
 	catchAll       *catchAll
 
 	endpoints map[int]*endpoint    // by ifindex
-	prepared  map[int]uint32       // slots of interfaces that Arm will take, by ifindex
+	prepared  map[int]prepared     // what Arm will take, by ifindex
+	unseeded  []int                // armed since the last Seed, by ifindex
+	older     connections          // what Arm seeds before it attaches; may be nil
 	nfLinks   map[string]link.Link // by look.name
 	revision  uint32
 	// deferrable: what look_after_dnat needs is attached.
@@ -108,7 +110,10 @@ func Open(cfg Config, ruleID func(policy.RuleRef) uint32) (d *Datapath, err erro
 			return nil, fmt.Errorf("pin directory: %w (is a bpffs mounted there? mount -t bpf bpf %s)", err, filepath.Dir(cfg.PinDir))
 		}
 	}
-	d = &Datapath{cfg: cfg, ruleID: ruleID, endpoints: map[int]*endpoint{}, prepared: map[int]uint32{}}
+	if err := rcuOf(cfg.PinDir).repair(); err != nil {
+		return nil, err
+	}
+	d = &Datapath{cfg: cfg, ruleID: ruleID, endpoints: map[int]*endpoint{}, prepared: map[int]prepared{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())

@@ -56,6 +56,12 @@ type endpoint struct {
 	links   [2]link.Link
 }
 
+// prepared is an interface that has a slot and a flow table.
+type prepared struct {
+	slot uint32
+	spec EndpointSpec
+}
+
 func (e *endpoint) close() error {
 	var errs []error
 	for _, l := range e.links {
@@ -88,7 +94,7 @@ func (d *Datapath) Arm(spec EndpointSpec, b Binding) error {
 	if err := d.Prepare([]EndpointSpec{spec}); err != nil {
 		return err
 	}
-	slot := d.prepared[spec.Ifindex]
+	slot := d.prepared[spec.Ifindex].slot
 	gen, err := d.nextGeneration()
 	if err != nil {
 		return err
@@ -102,6 +108,10 @@ func (d *Datapath) Arm(spec EndpointSpec, b Binding) error {
 	if err := d.objs.EndpointSlots.Put(uint32(spec.Ifindex), slot); err != nil {
 		return fmt.Errorf("endpoint_slots: %w", err)
 	}
+	// Before the attach, so that no packet of theirs is dropped meanwhile; what
+	// fails here is tried and told by Seed.
+	d.unseeded = append(d.unseeded, spec.Ifindex)
+	_ = d.seed(ep, d.older)
 	return d.attach(ep)
 }
 
@@ -124,8 +134,9 @@ func (d *Datapath) Endpoints() []int {
 }
 
 // Prepare does for many interfaces at once what Arm would do for each: the
-// catch-all in one transaction, flow tables in one batch. The kernel waits for a
-// grace period, some milliseconds, for either.
+// catch-all in one transaction, flow tables in one batch, and one look at the
+// connections that are there. The kernel waits for a grace period, some
+// milliseconds, for the first two.
 func (d *Datapath) Prepare(specs []EndpointSpec) error {
 	var fresh []EndpointSpec
 	for _, s := range specs {
@@ -156,7 +167,7 @@ func (d *Datapath) Prepare(specs []EndpointSpec) error {
 		if err := d.resetAccepted(slot); err != nil {
 			return err
 		}
-		d.prepared[s.Ifindex] = slot
+		d.prepared[s.Ifindex] = prepared{slot, s}
 		slots, fds = append(slots, slot), append(fds, uint32(m.FD()))
 	}
 	if _, err := d.objs.Flows.BatchUpdate(slots, fds, nil); err != nil {
@@ -164,6 +175,9 @@ func (d *Datapath) Prepare(specs []EndpointSpec) error {
 			delete(d.prepared, s.Ifindex)
 		}
 		return fmt.Errorf("flow tables: %w", err)
+	}
+	if len(fresh) > 1 {
+		d.older, _ = readConnections(fresh) // if not, Seed says why
 	}
 	return nil
 }
@@ -173,8 +187,8 @@ func (d *Datapath) freeSlot() (uint32, error) {
 	for _, ep := range d.endpoints {
 		used[ep.slot] = true
 	}
-	for _, slot := range d.prepared {
-		used[slot] = true
+	for _, p := range d.prepared {
+		used[p.slot] = true
 	}
 	for s := range uint32(MaxEndpoints) {
 		if !used[s] {

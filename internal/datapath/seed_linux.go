@@ -14,44 +14,119 @@ import (
 	"github.com/postern-dev/postern/internal/packet"
 )
 
-// Seed takes over the connections of a newly armed interface that the kernel's
-// conntrack knows, so that arming cuts none that policy permits. They are
-// written with revision 0, which no policy has: the first packet of each is
-// judged before it passes.
-func (d *Datapath) Seed(ifindex int) error {
-	ep := d.endpoints[ifindex]
-	if ep == nil {
-		return nil
+// seedBatch is how many interfaces are armed between two looks at conntrack: one
+// costs some milliseconds, whatever it finds.
+const seedBatch = 32
+
+// connections are what conntrack knows, by the addresses of pods.
+type connections map[netip.Addr][]*conntrack.Flow
+
+// readConnections reads what is about the addresses of specs.
+func readConnections(specs []EndpointSpec) (connections, error) {
+	out := connections{}
+	for _, s := range specs {
+		for _, a := range s.Addrs {
+			out[a] = nil
+		}
+	}
+	if len(out) == 0 {
+		return out, nil
 	}
 	c, err := conntrack.Dial(nil)
 	if err != nil {
-		return fmt.Errorf("conntrack: %w", err)
+		return nil, fmt.Errorf("conntrack: %w", err)
 	}
 	defer func() { _ = c.Close() }()
 	list, err := c.Dump(nil)
 	if err != nil {
-		return fmt.Errorf("conntrack: %w", err)
+		return nil, fmt.Errorf("conntrack: %w", err)
+	}
+	for i := range list {
+		opener, answerer := packet.Unmap(list[i].TupleOrig.IP.SourceAddress), packet.Unmap(list[i].TupleReply.IP.SourceAddress)
+		if _, ok := out[opener]; ok {
+			out[opener] = append(out[opener], &list[i])
+		}
+		if _, ok := out[answerer]; ok && answerer != opener {
+			out[answerer] = append(out[answerer], &list[i])
+		}
+	}
+	return out, nil
+}
+
+// SeedDue reports whether so many interfaces were armed since the last Seed that
+// it is time for the next.
+func (d *Datapath) SeedDue() bool { return len(d.unseeded) >= seedBatch }
+
+// Seed takes over the connections of newly armed interfaces that the kernel's
+// conntrack knows, so that arming cuts none that policy permits. They are
+// written with revision 0, which no policy has: the first packet of each is
+// judged before it passes. It is for all interfaces since the last call; more
+// says that others are about to be armed.
+func (d *Datapath) Seed(more bool) error {
+	d.older = nil
+	if len(d.unseeded) == 0 {
+		return nil
+	}
+	var eps []*endpoint
+	var specs []EndpointSpec
+	for _, ifindex := range d.unseeded {
+		if ep := d.endpoints[ifindex]; ep != nil {
+			eps, specs = append(eps, ep), append(specs, ep.spec)
+		}
+	}
+	d.unseeded = nil
+	if more {
+		for _, p := range d.prepared {
+			specs = append(specs, p.spec)
+		}
+	}
+	known, err := readConnections(specs)
+	if err != nil {
+		return err
+	}
+	if more {
+		d.older = known
+	}
+	var errs []error
+	for _, ep := range eps {
+		errs = append(errs, d.seed(ep, known))
+	}
+	return errors.Join(errs...)
+}
+
+// seed writes the connections of one endpoint into its flow table.
+func (d *Datapath) seed(ep *endpoint, known connections) error {
+	now := monotonicNow()
+	var keys []bpf.PosternFlowKey
+	var flows []bpf.PosternFlow
+	for i, a := range ep.spec.Addrs {
+		if slices.Index(ep.spec.Addrs, a) < i {
+			continue
+		}
+		for _, c := range known[a] {
+			if k, f, ok := seedOf(ep, c, now); ok {
+				keys, flows = append(keys, k), append(flows, f)
+			}
+		}
+	}
+	if len(keys) == 0 {
+		return nil
 	}
 	var table *ebpf.Map
 	if err := d.objs.Flows.Lookup(ep.slot, &table); err != nil {
-		return fmt.Errorf("flow table: %w", err)
+		return fmt.Errorf("interface %s: flow table: %w", ep.spec.Interface, err)
 	}
 	defer func() { _ = table.Close() }()
-	now := monotonicNow()
-	for i := range list {
-		k, f, ok := d.seed(ep, &list[i], now)
-		if !ok {
-			continue
-		}
+	for i := range keys {
 		// What the programs saw meanwhile is newer.
-		if err := table.Update(k, f, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
-			return fmt.Errorf("flow table: %w", err)
+		if err := table.Update(keys[i], flows[i], ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+			return fmt.Errorf("interface %s: flow table: %w", ep.spec.Interface, err)
 		}
 	}
 	return nil
 }
 
-func (d *Datapath) seed(ep *endpoint, c *conntrack.Flow, now uint64) (k bpf.PosternFlowKey, f bpf.PosternFlow, ok bool) {
+func seedOf(ep *endpoint, c *conntrack.Flow, now uint64) (k bpf.PosternFlowKey, f bpf.PosternFlow, ok bool) {
 	proto := packet.Protocol(c.TupleOrig.Proto.Protocol)
 	if !proto.HasPorts() || !c.Status.SeenReply() {
 		return k, f, false

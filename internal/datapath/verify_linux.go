@@ -88,7 +88,7 @@ func (d *Datapath) Audit() ([]string, error) {
 	}
 	for _, ifindex := range d.Endpoints() {
 		ep := d.endpoints[ifindex]
-		if !present[ifindex] {
+		if present[ifindex] == "" {
 			continue // gone: the caller disarms it
 		}
 		before := ep.links
@@ -113,15 +113,15 @@ func (d *Datapath) Audit() ([]string, error) {
 	return mended, errors.Join(errs...)
 }
 
-// interfaces returns the ifindexes of this network namespace, by one dump.
-func interfaces() (map[int]bool, error) {
+// interfaces returns the names of this network namespace's by ifindex, by one dump.
+func interfaces() (map[int]string, error) {
 	list, err := net.Interfaces()
 	if err != nil {
 		return nil, fmt.Errorf("interfaces: %w", err)
 	}
-	out := make(map[int]bool, len(list))
+	out := make(map[int]string, len(list))
 	for _, i := range list {
-		out[i.Index] = true
+		out[i.Index] = i.Name
 	}
 	return out, nil
 }
