@@ -26,6 +26,7 @@ lint: ## check style and the directions of imports
 # The race detector needs a C compiler; a machine without one tests without it.
 RACE ?= $(shell command -v $${CC:-gcc} >/dev/null 2>&1 && echo -race)
 COMPARISONS ?= 1000000
+FRAMES ?= 500000
 # One seed, so that a change is to blame for a failure; SEED=$$RANDOM looks for new ones.
 SEED ?= 20261123
 
@@ -36,7 +37,7 @@ test: ## run all tests, as root: those on packets need it
 	go test $(RACE) -run '^$$' ./... >/dev/null # compiles on all cores
 	go test $(RACE) -p 1 -count=1 -timeout 30m ./...
 	go test -count=1 -timeout 20m -run TestMutants ./internal/manifests
-	POSTERN_SEED=$(SEED) POSTERN_COMPARISONS=$(COMPARISONS) go test -timeout 20m -count=1 -v -run TestKernelAgreesWithEvaluate ./internal/datapath | grep -vE '^ *(=== RUN|--- PASS: .*/round-)'
+	POSTERN_SEED=$(SEED) POSTERN_COMPARISONS=$(COMPARISONS) POSTERN_FRAMES=$(FRAMES) go test -timeout 20m -count=1 -v -run TestKernelAgrees ./internal/datapath | grep -vE '^ *(=== RUN|--- PASS: .*/round-)'
 
 FUZZTIME ?= 30s
 
