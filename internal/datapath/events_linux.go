@@ -1,7 +1,6 @@
 package datapath
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -46,12 +45,33 @@ func (r *EventReader) Read() (flow.Event, error) {
 			}
 			return flow.Event{}, fmt.Errorf("events: %w", err)
 		}
-		var e bpf.PosternEvent
-		if err := binary.Read(bytes.NewReader(r.rec.RawSample), binary.NativeEndian, &e); err != nil {
-			continue // a record of another layout; cannot be from our program
+		e, err := parseEvent(r.rec.RawSample)
+		if err != nil {
+			continue // cannot be from our program
 		}
-		return decodeEvent(&e), nil
+		return e, nil
 	}
+}
+
+// errEvent is wrapped by what parseEvent returns.
+var errEvent = errors.New("not an event of the datapath")
+
+// parseEvent reads one record of the ring.
+func parseEvent(record []byte) (flow.Event, error) {
+	var e bpf.PosternEvent
+	if want := binary.Size(&e); len(record) != want {
+		return flow.Event{}, fmt.Errorf("%w: %d bytes, want %d", errEvent, len(record), want)
+	}
+	if _, err := binary.Decode(record, binary.NativeEndian, &e); err != nil {
+		return flow.Event{}, fmt.Errorf("%w: %w", errEvent, err)
+	}
+	if t := flow.EventType(e.Type); t != flow.EventVerdict && t != flow.EventClose {
+		return flow.Event{}, fmt.Errorf("%w: type %d", errEvent, e.Type)
+	}
+	if e.Dir > uint8(policy.Ingress) {
+		return flow.Event{}, fmt.Errorf("%w: direction %d", errEvent, e.Dir)
+	}
+	return decodeEvent(&e), nil
 }
 
 // Close ends Read.
@@ -60,7 +80,7 @@ func (r *EventReader) Close() error { return r.ring.Close() }
 func decodeEvent(e *bpf.PosternEvent) flow.Event {
 	return flow.Event{
 		Type: flow.EventType(e.Type), Time: time.Duration(e.Time), Created: time.Duration(e.Created),
-		Generation: e.Gen, Revision: e.Revision, Direction: policy.Direction(e.Dir & 1), Protocol: packet.Protocol(e.Proto),
+		Generation: e.Gen, Revision: e.Revision, Direction: policy.Direction(e.Dir), Protocol: packet.Protocol(e.Proto),
 		Local:   netip.AddrPortFrom(packet.Unmap(netip.AddrFrom16(e.Laddr.B)), e.Lport),
 		Remote:  netip.AddrPortFrom(packet.Unmap(netip.AddrFrom16(e.Raddr.B)), e.Rport),
 		Verdict: verdictOf(e.Rule), Rule: e.Rule & mapstate.RuleMask,
