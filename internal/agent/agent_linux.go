@@ -46,6 +46,7 @@ type Agent struct {
 	started time.Time
 	dp      *datapath.Datapath
 	names   *nameLog
+	memory  *memory
 	records *recordRing
 	work    chan func()
 
@@ -97,7 +98,7 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg: cfg, started: cfg.Now(), work: make(chan func()), records: newRecordRing(max(cfg.Records, 1024)),
 		links:     map[manifests.Binding]resolved{},
 		endpoints: map[policy.PodKey]*podEndpoint{}, rulesets: map[policy.PodKey][2]string{}, content: map[string]*policy.Ruleset{},
-		problems: map[string]control.Problem{}, clock: bootClock,
+		problems: map[string]control.Problem{}, clock: bootClock, memory: newMemory(),
 	}
 	a.compiler = policy.NewCompiler(a.local)
 	var err error
@@ -218,6 +219,7 @@ func (a *Agent) update(s *manifests.Store) {
 	a.apply(changes)
 	a.synced = true
 	a.reconcile()
+	a.memory.tidy()
 }
 
 // ownNode gives this node's object all addresses of the node: probes come from

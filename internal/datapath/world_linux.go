@@ -28,9 +28,9 @@ func (d *Datapath) outer() []*ebpf.Map {
 	return []*ebpf.Map{o.TrieRoots, o.TrieNodes, o.TrieRuns, o.Cells, o.Entries, o.Services}
 }
 
-// room is the capacity for n elements: half as much again, so that most
-// revisions fit without a new world.
-func room(n, least int) uint32 { return uint32(max(n+n/2, least)) }
+// room is the capacity for n elements: half as much again, or an eighth of many,
+// so that most revisions fit without a new world.
+func room(n, least int) uint32 { return uint32(max(n+min(n/2, max(n/8, 1<<16)), least)) }
 
 // newWorld makes maps for c, fills them and makes them the world of index.
 func (d *Datapath) newWorld(index uint32, c mapstate.Contents) (w *world, err error) {
