@@ -65,24 +65,26 @@ __noinline int judge(const struct endpoint *ep, const struct question *q, struct
 {
 	struct service *svc = 0;
 	__u32 class, world, port, i;
+	struct addr remote;
 
 	if (!ep || !q || !a)
 		return 0;
 	a->rule = REASON_NO_RULESET;
 	a->staged = 0;
 	a->service = 0;
-	if (own_index(ep, &q->remote) != LOCAL_OTHER) {
+	judged(&remote, &q->remote);
+	if (own_index(ep, &remote) != LOCAL_OTHER) {
 		a->rule = RULE_FORWARDED | REASON_SELF;
 		return 0;
 	}
 	world = ep->world;
-	class = trie_walk(&q->remote, world);
+	class = trie_walk(&remote, world);
 	if (class == CLASS_MISSING)
 		return 0;
 	port = has_ports(q->proto) ? q->port : 0;
 	if (q->dir == EGRESS && !q->translated && has_ports(q->proto)) {
 		void *m = bpf_map_lookup_elem(&services, &world);
-		struct service_key key = { .addr = q->remote, .port = q->port, .proto = q->proto };
+		struct service_key key = { .addr = remote, .port = q->port, .proto = q->proto };
 
 		if (!m)
 			return 0;
@@ -90,7 +92,7 @@ __noinline int judge(const struct endpoint *ep, const struct question *q, struct
 		if (!svc && class & CLASS_NODE) {
 			key.addr.d[0] = 0;
 			key.addr.d[1] = 0;
-			key.node_port = is_v4(&q->remote) ? 4 : 6;
+			key.node_port = is_v4(&remote) ? 4 : 6;
 			svc = bpf_map_lookup_elem(m, &key);
 		}
 	}

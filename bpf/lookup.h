@@ -32,6 +32,18 @@ static __always_inline bool addr_equal(const struct addr *a, const struct addr *
 	return a->d[0] == b->d[0] && a->d[1] == b->d[1];
 }
 
+/*
+ * The address that policy judges: one of the well-known NAT64 prefix
+ * 64:ff9b::/96 is the IPv4 address it stands for (RFC 6052 2.1). As
+ * packet.Judged in Go.
+ */
+static __always_inline void judged(struct addr *out, const struct addr *a)
+{
+	*out = *a;
+	if (a->w[0] == bpf_htonl(0x0064ff9b) && !a->w[1] && !a->w[2])
+		set_v4(out, a->w[3]);
+}
+
 static __always_inline __u32 own_index(const struct endpoint *ep, const struct addr *a)
 {
 	__u32 i;

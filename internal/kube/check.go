@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"github.com/postern-dev/postern/internal/packet"
 	"github.com/postern-dev/postern/internal/policy"
 )
 
@@ -322,8 +323,12 @@ func (c *checker) network(path *field.Path, text string) (netip.Prefix, bool) {
 			c.errorf(path, ReasonInvalidNetwork, "%q mixes IPv4 and IPv6: write the IPv4 network", text)
 			return netip.Prefix{}, false
 		}
-		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		p = packet.JudgedPrefix(p)
 		c.warnf(path, ReasonNotCanonical, "%q is an IPv4 network written as IPv6: it is read as %s", text, p.Masked())
+	}
+	if j := packet.JudgedPrefix(p); j != p {
+		c.warnf(path, ReasonNotCanonical, "%q is the NAT64 form of an IPv4 network: it is read as %s, by which addresses of NAT64 are judged", text, j.Masked())
+		p = j
 	}
 	if m := p.Masked(); m != p {
 		c.warnf(path, ReasonNotCanonical, "%q has bits beyond its length: it is read as %s", text, m)
@@ -337,7 +342,7 @@ func (c *checker) networks(path *field.Path, list []string) []netip.Prefix {
 	out := make([]netip.Prefix, 0, len(list))
 	for i, text := range list {
 		// The common case must not pay for the path: sets hold a million.
-		if p, err := netip.ParsePrefix(text); err == nil && p == p.Masked() && !p.Addr().Is4In6() {
+		if p, err := netip.ParsePrefix(text); err == nil && p == packet.JudgedPrefix(p).Masked() {
 			out = append(out, p)
 			continue
 		}

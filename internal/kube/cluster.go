@@ -197,7 +197,7 @@ func (c *checker) networksPeer(path *field.Path, networks, except []string, most
 	}
 	for i, e := range except {
 		p, err := netip.ParsePrefix(e)
-		if err == nil && !overlapsAny(out.Networks, unmapPrefix(p)) {
+		if err == nil && !overlapsAny(out.Networks, packet.JudgedPrefix(p)) {
 			c.errorf(path.Child("except").Index(i), ReasonConflict, "%s lies outside of networks and takes nothing out: correct one or the other", e)
 		}
 	}
@@ -214,13 +214,6 @@ func (c *checker) repeated(path *field.Path, list []string) {
 		}
 		seen[s] = true
 	}
-}
-
-func unmapPrefix(p netip.Prefix) netip.Prefix {
-	if p.Addr().Is4In6() && p.Bits() >= 96 {
-		return netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
-	}
-	return p
 }
 
 func overlapsAny(list []netip.Prefix, p netip.Prefix) bool {

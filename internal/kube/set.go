@@ -8,6 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/postern-dev/postern/api/v1alpha1"
+	"github.com/postern-dev/postern/internal/packet"
 	"github.com/postern-dev/postern/internal/policy"
 )
 
@@ -58,7 +59,7 @@ func cidrs(c *checker, path *field.Path, list []v1alpha1.CIDR) []netip.Prefix {
 	}
 	out := make([]netip.Prefix, 0, len(list))
 	for i, text := range list {
-		if p, err := netip.ParsePrefix(string(text)); err == nil && p == p.Masked() && !p.Addr().Is4In6() {
+		if p, err := netip.ParsePrefix(string(text)); err == nil && p == packet.JudgedPrefix(p).Masked() {
 			out = append(out, p)
 		} else if p, ok := c.network(path.Index(i), string(text)); ok {
 			out = append(out, p)

@@ -26,8 +26,11 @@ type Options struct {
 }
 
 // DefaultProtected returns the addresses at which clouds serve credentials to
-// machines: AWS, Azure, GCP, OpenStack and others, ECS tasks, Alibaba.
-// Sources: the providers' documentation of their metadata services.
+// machines: AWS, Azure, GCP, OpenStack and others, ECS tasks, Alibaba; and the
+// IPv6 networks in which a translator or relay finds an IPv4 address that policy
+// does not see: local NAT64, Teredo, 6to4, IPv4-translated and IPv4-compatible.
+// Sources: the providers' documentation of their metadata services; RFC 8215,
+// RFC 4380, RFC 3056, RFC 7915, RFC 4291.
 func DefaultProtected() []netip.Prefix {
 	return []netip.Prefix{
 		netip.MustParsePrefix("100.100.100.200/32"),
@@ -37,6 +40,11 @@ func DefaultProtected() []netip.Prefix {
 		netip.MustParsePrefix("fd00:ec2::23/128"),
 		netip.MustParsePrefix("fd00:ec2::254/128"),
 		netip.MustParsePrefix("fd20:ce::254/128"),
+		netip.MustParsePrefix("::/96"),
+		netip.MustParsePrefix("::ffff:0:0:0/96"),
+		netip.MustParsePrefix("64:ff9b:1::/48"),
+		netip.MustParsePrefix("2001::/32"),
+		netip.MustParsePrefix("2002::/16"),
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 // t is the packet as it was sent, before any translation: for Egress t.Src is
 // the pod and t.Dst the remote end, for Ingress the reverse. The pod's own end
 // is not looked at (anti-spoofing is the datapath's affair); v4-mapped addresses
-// stand for the IPv4 address. An Egress flow to a Service is decided on each of
+// and those of 64:ff9b::/96 stand for the IPv4 address (packet.Judged). An Egress flow to a Service is decided on each of
 // its ready backends: one verdict for all is the verdict, with the rule of the
 // first backend by address and port; differing verdicts are Deferred, with
 // IndexDeferred and the Service's "namespace/name" as the RuleRef's Name.
@@ -56,7 +56,7 @@ type walk struct {
 // newWalk prepares an evaluation. If done, there is nothing to walk.
 func newWalk(s *Snapshot, key PodKey, dir Direction, t packet.Tuple) (w *walk, d Decision, done bool) {
 	unknown := Decision{Verdict: Dropped, Rule: RuleRef{Direction: dir, Index: IndexUnknown}}
-	t.Src, t.Dst = packet.Unmap(t.Src), packet.Unmap(t.Dst)
+	t.Src, t.Dst = packet.Judged(t.Src), packet.Judged(t.Dst)
 	w = &walk{s: s, dir: dir, t: t, remote: t.Dst}
 	if dir == Ingress {
 		w.remote = t.Src
@@ -364,17 +364,9 @@ func hasAddr(addrs []netip.Addr, a netip.Addr) bool {
 
 func inAny(prefixes []netip.Prefix, a netip.Addr) bool {
 	for _, p := range prefixes {
-		if unmapPrefix(p).Contains(a) {
+		if packet.JudgedPrefix(p).Contains(a) {
 			return true
 		}
 	}
 	return false
-}
-
-// unmapPrefix writes a v4-mapped prefix as the IPv4 prefix it stands for.
-func unmapPrefix(p netip.Prefix) netip.Prefix {
-	if p.Addr().Is4In6() && p.Bits() >= 96 {
-		return netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
-	}
-	return p
 }

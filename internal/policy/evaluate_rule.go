@@ -135,12 +135,12 @@ func (w *walk) networks(r *Rule, networks, except []netip.Prefix, guard bool) wh
 
 // namesProtected reports whether n holds the remote end and lies inside a protected network.
 func (w *walk) namesProtected(n netip.Prefix) bool {
-	n = unmapPrefix(n)
+	n = packet.JudgedPrefix(n)
 	if !n.Contains(w.remote) {
 		return false
 	}
 	for _, p := range w.s.Protected {
-		if p = unmapPrefix(p); p.Bits() <= n.Bits() && p.Contains(n.Addr()) {
+		if p = packet.JudgedPrefix(p); p.Bits() <= n.Bits() && p.Contains(n.Addr()) {
 			return true
 		}
 	}

@@ -14,9 +14,9 @@ import (
 // translation; see LookupService. A pod that is no endpoint is Dropped
 // with IndexUnknown.
 func Lookup(c *Compiled, pod PodKey, dir Direction, t packet.Tuple) Decision {
-	remote := packet.Unmap(t.Dst)
+	remote := packet.Judged(t.Dst)
 	if dir == Ingress {
-		remote = packet.Unmap(t.Src)
+		remote = packet.Judged(t.Src)
 	}
 	ids, ok := c.Endpoints[pod]
 	rs := c.Rulesets[ids[dir]]
@@ -146,7 +146,7 @@ func addFrontend(out map[Frontend]Target, svc *Service, sp *ServicePort, a netip
 // are those of Frontends. It equals Evaluate.
 func LookupService(c *Compiled, frontends map[Frontend]Target, pod PodKey, dir Direction, t packet.Tuple) Decision {
 	ids, ok := c.Endpoints[pod]
-	dst := packet.Unmap(t.Dst)
+	dst := packet.Judged(t.Dst)
 	target, isFrontend := frontends[Frontend{dst, t.Protocol, t.DstPort}]
 	if dir != Egress || !ok || !isFrontend || slices.Contains(c.Addresses[pod], dst) {
 		return Lookup(c, pod, dir, t)

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"sort"
+
+	"github.com/postern-dev/postern/internal/packet"
 )
 
 // The compiler's algebra of address sets. A canonical list of prefixes is
@@ -16,16 +18,13 @@ func comparePrefixes(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
-// cleanPrefix masks p and writes a v4-mapped one as IPv4. ok is false for an
+// cleanPrefix masks p and writes a v4-mapped one, and one of NAT64, as IPv4. ok is false for an
 // invalid prefix, which holds no address.
 func cleanPrefix(p netip.Prefix) (_ netip.Prefix, ok bool) {
 	if !p.IsValid() {
 		return p, false
 	}
-	if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
-		p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
-	}
-	return p.Masked(), true
+	return packet.JudgedPrefix(p).Masked(), true
 }
 
 // cleanPrefixes cleans every prefix and leaves invalid ones out.

@@ -207,6 +207,8 @@ func (g gen) prefix() netip.Prefix {
 		return netip.PrefixFrom(netip.AddrFrom16(g.address().As16()), 90+g.IntN(39))
 	case 2:
 		return netip.Prefix{}
+	case 3:
+		return netip.PrefixFrom(nat64(netip.AddrFrom4([4]byte{10, 0, 0, 1})), 90+g.IntN(39))
 	}
 	switch g.IntN(12) {
 	case 0:

@@ -12,7 +12,7 @@ import (
 // takes them. Half are drawn at random from what is likely to matter, the rest from
 // the boundaries of everything that s names: first and last address of each
 // prefix and their neighbours, ends of port ranges and theirs, Services and
-// their backends, other protocols, the other family, v4-mapped addresses.
+// their backends, other protocols, the other family, v4-mapped addresses, those of NAT64.
 func Tuples(rng *rand.Rand, s *policy.Snapshot, pod policy.PodKey, dir policy.Direction, n int) []packet.Tuple {
 	g := gen{rng}
 	b := bounds(s)
@@ -37,6 +37,9 @@ func Tuples(rng *rand.Rand, s *policy.Snapshot, pod policy.PodKey, dir policy.Di
 			f := pick(g, b.frontends)
 			remote, t.Protocol, t.DstPort = f.Addr, f.Protocol, f.Port
 		}
+		if remote.Is4() && g.chance(12) {
+			remote = nat64(remote)
+		}
 		for _, a := range ownIPs {
 			if a.Is4() == remote.Is4() {
 				own = a
@@ -60,6 +63,13 @@ func Tuples(rng *rand.Rand, s *policy.Snapshot, pod policy.PodKey, dir policy.Di
 		out = append(out, t)
 	}
 	return out
+}
+
+// nat64 returns the form of an IPv4 address that a translator turns back (RFC 6052).
+func nat64(a netip.Addr) netip.Addr {
+	b := a.As16()
+	copy(b[:], []byte{0, 0x64, 0xff, 0x9b, 8: 0, 9: 0, 10: 0, 11: 0})
+	return netip.AddrFrom16(b)
 }
 
 func (g gen) protocol() packet.Protocol {
