@@ -10,7 +10,7 @@
 #define POSTERN_TYPES_H
 
 /* Bump when a pinned structure or its meaning changes; see internal/datapath. */
-#define LAYOUT_VERSION 1
+#define LAYOUT_VERSION 2
 
 #define MAX_ENDPOINTS 1024 /* slots on a node */
 #define MAX_ADDRS 8	   /* addresses of one endpoint */
@@ -129,7 +129,8 @@ struct flow {
 	__u8 opener;		    /* enum direction */
 	__u8 state;		    /* enum flow_state */
 	__u8 fins;		    /* bit per direction: FIN seen */
-	__u8 pad[7];
+	__u8 service;		    /* 1: judged by a Service's backends: somebody must translate it */
+	__u8 pad[6];
 };
 
 /* A node of the address trie: see lookup.h. 64 bytes, one cache line. */

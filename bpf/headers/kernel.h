@@ -146,6 +146,8 @@ struct sk_buff {
 	unsigned long _nfct;
 	unsigned int len;
 	__u32 mark;
+	unsigned char *head;
+	__u16 network_header;
 };
 struct nf_hook_state {
 	__u8 hook, pf;
@@ -159,6 +161,7 @@ struct bpf_nf_ctx {
 
 /* include/uapi/linux/netfilter.h and nf_conntrack_common.h */
 enum { NF_DROP = 0, NF_ACCEPT = 1 };
+enum { NFPROTO_IPV4 = 2 };
 enum { IP_CT_NEW = 2, IP_CT_IS_REPLY = 3, IPS_DST_NAT = 1 << 5 };
 
 #endif

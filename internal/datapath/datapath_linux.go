@@ -23,7 +23,7 @@ var ErrCapacity = mapstate.ErrCapacity
 
 // Limits of the layout. Source: bpf/types.h.
 const (
-	LayoutVersion = 1
+	LayoutVersion = 2
 	MaxEndpoints  = 1024
 	MaxAddrs      = 8
 	maxWorlds     = 4

@@ -339,11 +339,11 @@ func objectAttacks() []attack {
 		{id: "K8S-32", off: open, try: (*try).brokenState},
 		{id: "K8S-07b", off: open, limit: true, try: (*try).flappingPolicy},
 		{id: "OPS-14", off: open, try: (*try).churn},
-		{id: "PKT-37b", from: "ci/runner", off: open, limit: true, try: func(x *try) {
+		{id: "PKT-37b", from: "ci/runner", off: open, try: func(x *try) {
 			b := netip.MustParseAddr("64:ff9b::").As16()
 			m := metadata(0).As4()
 			copy(b[12:], m[:])
-			x.send(lab.Raw, x.udp(netip.AddrFrom16(b), 80, x.attackToken("64:ff9b::169.254.169.254", 1)))
+			x.denied("64:ff9b::169.254.169.254", "isolation|protected", func(tok packettest.Token) []byte { return x.udp(netip.AddrFrom16(b), 80, tok) })
 		}},
 		{id: "PKT-46", off: open, limit: true, try: (*try).secondInterface},
 		{id: "PKT-48", off: open, limit: true, try: (*try).otherDevice},

@@ -30,6 +30,28 @@ func bridgeAttacks() []attack {
 			x.send(lab.Raw, packettest.Build(append([]packettest.Layer{packettest.Eth{Src: x.pod.MAC(), Dst: packettest.MulticastMAC(group)}, packettest.IPv6{Src: linkLocal(x.pod.MAC()), Dst: group}},
 				packettest.NeighborSolicitation(target, x.pod.MAC())...)...))
 		}},
+		{id: "K8S-16c", off: open, try: func(x *try) {
+			other := x.w.pod("payments/api")
+			// Bridged frames past netfilter: nothing looks after the pod's hook.
+			for _, f := range []string{"iptables", "ip6tables"} {
+				x.nodeSysctl("bridge/bridge-nf-call-"+f, "0")
+				defer x.nodeSysctl("bridge/bridge-nf-call-"+f, "1")
+			}
+			if x.on {
+				x.w.write("captor.yaml", captor([2]netip.Addr{other.IPs[0], other.IPs[1]}, x.w.pod("shop/cart")))
+				x.w.write("cart.yaml", cartToo)
+			}
+			for v := range 2 {
+				x.denied("another pod's address, which is said to be a Service's "+family(v), isolation, func(tok packettest.Token) []byte {
+					return packettest.Build(packettest.Eth{Src: x.pod.MAC(), Dst: other.MAC()}, ipHeader(x.src(web(v)), other.IP(web(v))), packettest.UDP{SrcPort: x.port(), DstPort: 7}, tok)
+				}, everyMode...)
+			}
+			x.settle()
+			if x.on {
+				x.w.remove("cart.yaml")
+				x.w.remove("captor.yaml")
+			}
+		}},
 		{id: "PKT-38", off: absent, try: func(x *try) {
 			other, third := x.w.pod("payments/api"), x.w.pod("shop/cart")
 			for v := range 2 {

@@ -21,13 +21,16 @@ func TestPackets(t *testing.T) {
 	spec := lab.DefaultSpec("at-packets")
 	spec.NoConntrack, spec.MTU = true, 9000
 	w := newWorld(t, spec)
-	untranslated := attack{id: "K8S-16b", off: open, limit: true, try: func(x *try) {
+	untranslated := attack{id: "K8S-16b", off: open, try: func(x *try) {
 		if x.on {
 			x.w.write("captor.yaml", captor([2]netip.Addr{evil(0), evil(1)}, x.w.pod("shop/cart")))
 			x.w.write("cart.yaml", cartToo)
 		}
 		for v := range 2 {
-			x.send(lab.Raw, x.udp(evil(v), 7, x.attackToken("an external address that nobody translates "+family(v), 1)))
+			x.denied("an external address that nobody translates "+family(v), isolation, func(tok packettest.Token) []byte { return x.udp(evil(v), 7, tok) }, everyMode...)
+			x.denied("a large one "+family(v), isolation, func(tok packettest.Token) []byte {
+				return x.udp(evil(v), 7, packettest.Payload(make([]byte, 3000)), tok)
+			})
 		}
 		x.settle()
 		if x.on {

@@ -142,7 +142,8 @@ type PosternFlow struct {
 	Opener   uint8
 	State    uint8
 	Fins     uint8
-	Pad      [7]uint8
+	Service  uint8
+	Pad      [6]uint8
 }
 
 type PosternFlowKey struct {
