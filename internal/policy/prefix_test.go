@@ -173,3 +173,25 @@ func TestMergeRanges(t *testing.T) {
 		}
 	}
 }
+
+func TestSortPrefixes(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	var list []netip.Prefix
+	for range 3000 {
+		var b [16]byte
+		for i := range b {
+			b[i] = byte(rng.IntN(4) * 85)
+		}
+		a := netip.AddrFrom16(b)
+		if rng.IntN(2) == 0 {
+			a = netip.AddrFrom4([4]byte(b[:]))
+		}
+		list = append(list, netip.PrefixFrom(a, rng.IntN(a.BitLen()+1)).Masked())
+	}
+	want := slices.Clone(list)
+	slices.SortFunc(want, comparePrefixes)
+	sortPrefixes(list)
+	if !slices.Equal(list, want) {
+		t.Error("the order differs from comparePrefixes'")
+	}
+}
