@@ -11,9 +11,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -60,13 +62,19 @@ func run(only string, rounds int) error {
 	if err := build.Run(); err != nil {
 		return fmt.Errorf("build: %w", err)
 	}
-	ctx := context.Background()
+	// Interrupted, a measure returns and puts its lab and agent away.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	var errs []error
 	for _, m := range []measure{
-		{"kernel", kernel}, {"traffic", traffic}, {"scale", scale}, {"million", million}, {"language", language},
+		{"kernel", kernel}, {"traffic", traffic}, {"compare", compare}, {"scale", scale}, {"million", million}, {"language", language},
 	} {
 		if only != "" && !slices.Contains(strings.Split(only, ","), m.name) {
 			continue
+		}
+		if ctx.Err() != nil {
+			errs = append(errs, ctx.Err())
+			break
 		}
 		start := time.Now()
 		fmt.Fprintf(os.Stderr, "%s ...\n", m.name)

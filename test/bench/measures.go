@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/postern-dev/postern/internal/lab"
@@ -59,6 +60,9 @@ type figure struct {
 // goBench runs go test -bench and returns the median of a unit by benchmark.
 func goBench(ctx context.Context, pkg, name, benchtime string, rounds int, unit string) ([]figure, error) {
 	cmd := exec.CommandContext(ctx, "go", "test", pkg, "-run", "^$", "-bench", name, "-benchtime", benchtime, "-count", strconv.Itoa(rounds), "-timeout", "60m")
+	// go test runs a program of its own, which must end with it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr
 	if err := cmd.Run(); err != nil {
