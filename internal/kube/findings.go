@@ -16,10 +16,13 @@ import (
 func (w *World) Findings() []Finding {
 	w.refresh()
 	var out []Finding
-	for ref, e := range w.objects {
+	for ref := range w.noted {
+		e := w.objects[ref]
 		out = append(out, e.findings...)
 		out = append(out, e.doubt...)
-		if e.policy != nil {
+	}
+	for ref := range w.special {
+		if e := w.objects[ref]; e.policy != nil {
 			out = append(out, w.references(ref, e)...)
 		}
 	}
@@ -81,7 +84,7 @@ func setName(r policy.SetRef) string {
 
 // tierNames returns the tiers that policies can name, in order.
 func (w *World) tierNames() []string {
-	tiers := w.tiers.all()
+	tiers := slices.Clone(w.tiers.all())
 	slices.SortFunc(tiers, compareTiers)
 	var out []string
 	for _, t := range tiers {
@@ -99,8 +102,8 @@ func (w *World) placeFindings() []Finding {
 		priority int32
 	}
 	claims := map[place][]ObjectRef{}
-	for ref, e := range w.objects {
-		p := e.policy
+	for ref := range w.special {
+		p := w.objects[ref].policy
 		if p != nil && p.Tier != policy.TierNetworkPolicy && p.Tier != tierInvalid && !p.Invalid {
 			claims[place{p.Tier, p.Priority}] = append(claims[place{p.Tier, p.Priority}], ref)
 		}
@@ -129,8 +132,8 @@ func (w *World) placeFindings() []Finding {
 // tierFindings reports Tiers that share an order or are too many.
 func (w *World) tierFindings() []Finding {
 	var own []policy.Tier
-	for ref, e := range w.objects {
-		if ref.Kind == "Tier" && !e.isClosed() {
+	for ref := range w.special {
+		if e := w.objects[ref]; e.tier != nil && !e.isClosed() {
 			own = append(own, *e.tier)
 		}
 	}
@@ -157,6 +160,20 @@ func (w *World) tierFindings() []Finding {
 // podFindings reports pods without a Namespace object, pods that share an address,
 // and host-network pods that some policy would select if it could.
 func (w *World) podFindings() []Finding {
+	if now := (podNotes{pods: w.podsMoved, namespaces: w.namespaces.changes}); now.pods != w.podNotes.pods || now.namespaces != w.podNotes.namespaces {
+		now.findings = w.lookAtPods()
+		w.podNotes = now
+	}
+	return w.podNotes.findings
+}
+
+// podNotes are the findings of podFindings, as of these changes.
+type podNotes struct {
+	pods, namespaces uint64
+	findings         []Finding
+}
+
+func (w *World) lookAtPods() []Finding {
 	var out []Finding
 	owner := map[netip.Addr]policy.PodKey{}
 	lastNamespace := "" // keys are sorted by namespace

@@ -35,7 +35,7 @@ func (w *World) refresh() {
 	for _, ref := range refs {
 		w.refreshObject(ref, w.objects[ref])
 	}
-	clear(w.dirty)
+	empty(&w.dirty)
 	if w.revision == 0 || w.changes() != before {
 		w.revision++
 	}
@@ -49,7 +49,7 @@ func (w *World) changes() uint64 {
 // spread makes dirty what depends on dirty objects: a Tier's policies, a slice's
 // Service, a node's hostPorts, a Service's users. Users come last.
 func (w *World) spread() {
-	for ref := range maps.Clone(w.dirty) {
+	for _, ref := range slices.Collect(maps.Keys(w.dirty)) {
 		switch e := w.objects[ref]; {
 		case ref.Kind == "Tier":
 			for r, o := range w.objects {
@@ -67,7 +67,7 @@ func (w *World) spread() {
 			}
 		}
 	}
-	for ref := range maps.Clone(w.dirty) {
+	for _, ref := range slices.Collect(maps.Keys(w.dirty)) {
 		if ref.Kind == "Service" {
 			maps.Copy(w.dirty, w.usersOf[policy.ServiceRef{Namespace: ref.Namespace, Name: ref.Name}])
 		}
@@ -196,9 +196,13 @@ func (w *World) refreshPod(ref ObjectRef, e *entry) {
 	key := policy.PodKey{Namespace: ref.Namespace, Name: ref.Name}
 	marked := policy.NewSelector(policy.Requirement{Key: labelClosed, Op: policy.OpIn, Values: []string{ref.Name}})
 	closed := e != nil && !e.pod.gone && e.isClosed()
+	have, had := w.pods.rows[key]
 	w.closeSubject(ref, closed, policy.Subject{Selects: true, Namespace: ref.Namespace, Pods: marked})
 	w.closePeer(ref, closed, policy.Peer{Kind: policy.PeerPods, Pods: policy.PodPeer{Namespace: ref.Namespace, Pods: marked}})
 	if e == nil || e.pod.gone {
+		if had {
+			w.podsMoved++
+		}
 		w.pods.put(key, nil)
 		w.refreshHostPorts(ref, nil)
 		return
@@ -210,6 +214,9 @@ func (w *World) refreshPod(ref ObjectRef, e *entry) {
 			pod.Labels = map[string]string{}
 		}
 		pod.Labels[labelClosed] = ref.Name
+	}
+	if !had || have.HostNetwork != pod.HostNetwork || !slices.Equal(have.IPs, pod.IPs) {
+		w.podsMoved++
 	}
 	w.pods.put(key, &pod)
 	var nodeIPs []netip.Addr

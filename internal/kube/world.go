@@ -2,6 +2,7 @@ package kube
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -61,6 +62,11 @@ type World struct {
 	slicesOf  map[policy.ServiceRef]map[ObjectRef]struct{}
 	usersOf   map[policy.ServiceRef]map[ObjectRef]struct{} // policies that name a Service
 	hostPorts map[ObjectRef]struct{}                       // pods with hostPorts
+	// noted are the objects with findings of their own, special those that say
+	// something of each other: Tiers, and policies in one of them or with references.
+	noted, special map[ObjectRef]struct{}
+	podsMoved      uint64 // changes of which pods there are, and of their addresses
+	podNotes       podNotes
 	// hostPortRows are the Services that stand for a pod's hostPorts.
 	hostPortRows map[ObjectRef][]policy.ServiceRef
 
@@ -99,6 +105,8 @@ func NewWorld(opts Options) *World {
 		slicesOf:     map[policy.ServiceRef]map[ObjectRef]struct{}{},
 		usersOf:      map[policy.ServiceRef]map[ObjectRef]struct{}{},
 		hostPorts:    map[ObjectRef]struct{}{},
+		noted:        map[ObjectRef]struct{}{},
+		special:      map[ObjectRef]struct{}{},
 		hostPortRows: map[ObjectRef][]policy.ServiceRef{},
 		tiers:        newTable[string, policy.Tier](strings.Compare),
 		policies:     newTable[policy.PolicyKey, policy.Policy](comparePolicyKeys),
@@ -183,7 +191,9 @@ func (w *World) Translated(ref ObjectRef) (set policy.DestinationSet, fs []Findi
 func (w *World) SetTranslated(ref ObjectRef, set policy.DestinationSet, fs []Finding) {
 	set.Ref = policy.SetRef{Namespace: ref.Namespace, Name: ref.Name}
 	w.unindex(ref)
-	w.objects[ref] = &entry{set: &set, findings: fs}
+	e := &entry{set: &set, findings: fs}
+	w.objects[ref] = e
+	w.index(ref, e)
 	w.dirty[ref] = struct{}{}
 }
 
@@ -196,6 +206,7 @@ func (w *World) Doubt(ref ObjectRef, fs []Finding) {
 		return
 	}
 	e.doubt = fs
+	w.note(ref, e)
 	w.dirty[ref] = struct{}{}
 }
 
@@ -214,6 +225,10 @@ func (w *World) Delete(ref ObjectRef) {
 
 // index notes what depends on the object; unindex is its exact reverse.
 func (w *World) index(ref ObjectRef, e *entry) {
+	w.note(ref, e)
+	if e.tier != nil || (e.policy != nil && (len(e.refs) > 0 || e.policy.Tier != policy.TierNetworkPolicy)) {
+		w.special[ref] = struct{}{}
+	}
 	switch {
 	case e.slice != nil:
 		addTo(w.slicesOf, e.slice.service, ref)
@@ -228,6 +243,8 @@ func (w *World) index(ref ObjectRef, e *entry) {
 
 func (w *World) unindex(ref ObjectRef) {
 	e := w.objects[ref]
+	delete(w.noted, ref)
+	delete(w.special, ref)
 	switch {
 	case e == nil:
 	case e.slice != nil:
@@ -240,6 +257,15 @@ func (w *World) unindex(ref ObjectRef) {
 		}
 	case e.pod != nil:
 		delete(w.hostPorts, ref)
+	}
+}
+
+// note keeps World.noted.
+func (w *World) note(ref ObjectRef, e *entry) {
+	if len(e.findings)+len(e.doubt) > 0 {
+		w.noted[ref] = struct{}{}
+	} else {
+		delete(w.noted, ref)
 	}
 }
 
@@ -334,10 +360,15 @@ type table[K comparable, V any] struct {
 	rows    map[K]V
 	touched map[K]struct{}
 	changes uint64
+
+	// What all returned last, its keys, and the keys of what changed since.
+	list   []V
+	sorted []K
+	stale  map[K]struct{}
 }
 
 func newTable[K comparable, V any](compare func(a, b K) int) *table[K, V] {
-	return &table[K, V]{compare: compare, rows: map[K]V{}, touched: map[K]struct{}{}}
+	return &table[K, V]{compare: compare, rows: map[K]V{}, touched: map[K]struct{}{}, stale: map[K]struct{}{}}
 }
 
 // put sets or, if v is nil, removes a value. A value that stays the same is no change.
@@ -353,7 +384,7 @@ func (t *table[K, V]) put(k K, v *V) {
 	default:
 		t.rows[k] = *v
 	}
-	t.touched[k] = struct{}{}
+	t.touched[k], t.stale[k] = struct{}{}, struct{}{}
 	t.changes++
 }
 
@@ -367,22 +398,56 @@ func equal[V any](a, b *V) bool {
 	return reflect.DeepEqual(a, b)
 }
 
-// all returns the values by key.
+// few changes are taken into a list one by one.
+const few = 64
+
+// all returns the values by key. It must not be changed.
 func (t *table[K, V]) all() []V {
-	out := make([]V, 0, len(t.rows))
-	for _, k := range t.keys() {
-		out = append(out, t.rows[k])
-	}
-	return out
+	t.catchUp()
+	return t.list
 }
 
+// keys returns the keys in order. It must not be changed, and holds until the next change.
 func (t *table[K, V]) keys() []K {
-	out := make([]K, 0, len(t.rows))
-	for k := range t.rows {
-		out = append(out, k)
+	t.catchUp()
+	return t.sorted
+}
+
+// catchUp brings list and sorted up to date.
+func (t *table[K, V]) catchUp() {
+	switch {
+	case len(t.stale) == 0 && t.list != nil:
+		return
+	case len(t.stale) > few || t.list == nil:
+		t.sorted = slices.SortedFunc(maps.Keys(t.rows), t.compare)
+		t.list = make([]V, 0, len(t.rows))
+		for _, k := range t.sorted {
+			t.list = append(t.list, t.rows[k])
+		}
+	default:
+		t.list = slices.Clone(t.list) // who got it keeps it as it was
+		for k := range t.stale {
+			i, known := slices.BinarySearchFunc(t.sorted, k, t.compare)
+			switch v, ok := t.rows[k]; {
+			case ok && known:
+				t.list[i] = v
+			case ok:
+				t.list, t.sorted = slices.Insert(t.list, i, v), slices.Insert(t.sorted, i, k)
+			case known:
+				t.list, t.sorted = slices.Delete(t.list, i, i+1), slices.Delete(t.sorted, i, i+1)
+			}
+		}
 	}
-	slices.SortFunc(out, t.compare)
-	return out
+	empty(&t.stale)
+}
+
+// empty clears a map. One that was large would go on to cost as one that is.
+func empty[K comparable](m *map[K]struct{}) {
+	if len(*m) > 16*few {
+		*m = map[K]struct{}{}
+		return
+	}
+	clear(*m)
 }
 
 func (t *table[K, V]) flush() (set []V, deleted []K) {
@@ -398,6 +463,6 @@ func (t *table[K, V]) flush() (set []V, deleted []K) {
 			deleted = append(deleted, k)
 		}
 	}
-	clear(t.touched)
+	empty(&t.touched)
 	return set, deleted
 }
