@@ -16,11 +16,15 @@
 //	   be read, changes nothing: the objects of its last good version stay (I6).
 //	   If there is no such version, what to deny is not known, and everything is
 //	   denied until it can be read. Mistakes in rules are closed where they are.
-//	M2 A file that lost its objects without being deleted is taken for half-written.
+//	M2 A file that lost its objects without being deleted is taken for half-written,
+//	   and so is one that is written in place and lacks some of them, for a moment.
 //	M3 All changes of one rescan become visible together.
 //	M4 The result depends on the files and on M1 only, not on the order in which
 //	   they were found: of two objects of one name the first by path stands, and
 //	   the other one is closed.
+//	M5 A file counts as deleted only after a time in which it cannot have been there:
+//	   neither an event nor a change of its directory may tell of it. A link to
+//	   nothing is not deleted, and can't be read.
 //
 // The package is layer 3 and builds on every system.
 package manifests

@@ -4,8 +4,10 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -25,6 +27,10 @@ const settleTime = time.Second
 // deletionGrace is how long a file must be gone to count as deleted.
 const deletionGrace = 200 * time.Millisecond
 
+// maxGrace is how long other changes of a watched directory can put that off. It
+// bounds how late the system may tell of the file itself.
+const maxGrace = time.Second
+
 // Options are settings of a Store.
 type Options struct {
 	Kube kube.Options
@@ -39,6 +45,11 @@ type Store struct {
 	opts  Options
 	world *kube.World
 	files map[string]*file // by path relative to dir, with slashes
+	// dirs are the directories of the last listing, relative to root, each as it
+	// was before it was read.
+	dirs map[string]*dirInfo
+	// watches says whether touched tells of every change in a directory; nil: of none.
+	watches func(dir string) bool
 	// taken are the versions of files whose objects are accounted for below.
 	taken map[string]*parsed
 	// claims are the objects of each name, in the order of files, and dups what is
@@ -55,13 +66,30 @@ type Store struct {
 // file is one file of the directory.
 type file struct {
 	path    string
-	size    int64
-	modTime time.Time
+	info    fs.FileInfo // of the version that was read last; nil if there was none
 	sum     [sha256.Size]byte
-	missing time.Time      // since when it is gone; zero if it is there
+	missing absence
 	good    *parsed        // the last version that could be read as a whole
 	partly  *parsed        // the current version, while there is no good one
 	bad     []kube.Finding // why the current version is not the one in force
+}
+
+// absence is what is known of a file that was not found.
+type absence struct {
+	since time.Time // when it may have been there for the last time; zero if it is there
+	told  time.Time // when that was certain
+	dir   *dirInfo  // the directory that it was missed in, before it was read
+}
+
+// dirInfo is a directory as it was at some time.
+type dirInfo struct {
+	fs.FileInfo
+	born time.Time
+}
+
+// same reports whether both are one directory.
+func (d *dirInfo) same(other *dirInfo) bool {
+	return d != nil && other != nil && os.SameFile(d.FileInfo, other.FileInfo) && d.born.Equal(other.born)
 }
 
 // inForce is the version whose objects count.
@@ -110,35 +138,40 @@ type Result struct {
 }
 
 // Rescan takes over what changed in the directory, all of it at once (M3).
-// Files are read again if their size or time of change differ, or if their path,
-// relative to the directory and with slashes, is in touched.
+// Files are read again if they are other files, if their size or time of change
+// differ, or if their path or that of a directory above them, relative to the
+// directory and with slashes, is in touched; "." is the directory itself. What is
+// touched was there, if only for a moment.
 func (s *Store) Rescan(touched map[string]bool) Result { return s.rescan(touched, true) }
 
 func (s *Store) rescan(touched map[string]bool, settle bool) Result {
 	var res Result
 	s.root = followed(s.dir)
-	found, kept, err := s.list()
-	res.Err = err
+	l := s.list()
+	res.Err, s.dirs = l.err, l.dirs
 	for path, f := range s.files {
-		if _, ok := found[path]; ok || slices.ContainsFunc(kept, func(dir string) bool { return inDir(path, dir) }) {
-			f.missing = time.Time{}
+		if _, ok := l.found[path]; ok || slices.ContainsFunc(l.kept, func(dir string) bool { return inDir(path, dir) }) {
+			f.missing = absence{}
 			continue
 		}
-		gone, retry := s.gone(f, settle)
+		gone, retry := s.gone(f, touches(touched, path), settle)
 		if gone {
 			delete(s.files, path)
 			res.Changed = true
 		}
 		res.again(retry)
 	}
-	for path, info := range found {
+	for path, info := range l.found {
 		f := s.files[path]
-		if f != nil && !touched[path] && f.size == info.Size() && f.modTime.Equal(info.ModTime()) {
+		if f != nil && f.info != nil && !touches(touched, path) && sameVersion(f.info, info) {
 			continue
 		}
 		changed, retry := s.read(path, info, settle)
 		res.Changed = res.Changed || changed
 		res.again(retry)
+	}
+	for _, path := range l.dangling {
+		res.Changed = s.dangles(path) || res.Changed
 	}
 	if res.Changed {
 		s.place()
@@ -154,62 +187,118 @@ func (r *Result) again(d time.Duration) {
 
 // gone reports whether a file that was not found is really deleted. Editors
 // rename a file before they write it anew, and a listing can miss a file that is
-// renamed meanwhile: its objects must not vanish for that moment.
-func (s *Store) gone(f *file, settle bool) (bool, time.Duration) {
+// renamed meanwhile: its objects must not vanish for that moment. Nor must they if
+// every listing falls into such a moment: a file is gone only after a time in
+// which it cannot have been there.
+func (s *Store) gone(f *file, touched, settle bool) (bool, time.Duration) {
 	if !settle {
 		return true, 0
 	}
-	now := s.opts.Now()
-	if f.missing.IsZero() {
-		f.missing = now
+	now, m := s.opts.Now(), &f.missing
+	dir, info := s.nearest(f.path)
+	watched := s.watches != nil && s.watches(dir)
+	switch {
+	case m.since.IsZero(), touched, !m.dir.same(info):
+		*m = absence{since: now, told: now, dir: info}
+	case !m.dir.ModTime().Equal(info.ModTime()) && (!watched || now.Sub(m.told) < maxGrace):
+		// Something came or went in the directory. Where the system tells of the
+		// file, it was another one; where not, it may have been this one.
+		m.since, m.dir = now, info
 	}
-	rest := deletionGrace - now.Sub(f.missing)
+	rest := deletionGrace - now.Sub(m.since)
 	return rest <= 0, max(rest, 0)
 }
 
-// list returns the files of the directory, and the directories that could not be
-// listed, whose files are to be kept.
-func (s *Store) list() (found map[string]fs.FileInfo, kept []string, err error) {
-	found = map[string]fs.FileInfo{}
-	var errs []error
-	walkErr := filepath.WalkDir(s.root, func(path string, d fs.DirEntry, err error) error {
+// nearest returns the innermost directory above a file that is there.
+func (s *Store) nearest(file string) (string, *dirInfo) {
+	dir := path.Dir(file)
+	for dir != "." && s.dirs[dir] == nil {
+		dir = path.Dir(dir)
+	}
+	return dir, s.dirs[dir]
+}
+
+// touches reports whether a path or a directory above it is in touched.
+func touches(touched map[string]bool, file string) bool {
+	for len(touched) > 0 {
+		if touched[file] {
+			return true
+		}
+		if file == "." {
+			return false
+		}
+		file = path.Dir(file)
+	}
+	return false
+}
+
+func sameVersion(a, b fs.FileInfo) bool {
+	return a.Size() == b.Size() && a.ModTime().Equal(b.ModTime()) && os.SameFile(a, b)
+}
+
+// listing is what a walk through the directory found.
+type listing struct {
+	found    map[string]fs.FileInfo
+	dirs     map[string]*dirInfo // see Store.dirs
+	kept     []string            // what could not be listed, whose files are to be kept
+	dangling []string            // links to nothing
+	err      error
+}
+
+func (l *listing) keep(rel string, err error) {
+	l.kept = append(l.kept, rel)
+	l.err = errors.Join(l.err, err)
+}
+
+func (s *Store) list() listing {
+	l := listing{found: map[string]fs.FileInfo{}, dirs: map[string]*dirInfo{}}
+	err := filepath.WalkDir(s.root, func(path string, d fs.DirEntry, err error) error {
 		rel, relErr := filepath.Rel(s.root, path)
 		if relErr != nil {
 			return relErr
 		}
 		rel = filepath.ToSlash(rel)
-		if err != nil {
-			errs = append(errs, err)
-			kept = append(kept, rel)
-			if d != nil && d.IsDir() {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		if rel != "." && strings.HasPrefix(d.Name(), ".") {
-			if d.IsDir() {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		if d.IsDir() || !isManifest(rel) {
-			return nil
-		}
-		info, err := os.Stat(path) // follows links, as those of a mounted ConfigMap
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+		if err == nil && (rel == "." || !strings.HasPrefix(d.Name(), ".")) {
+			return s.visit(&l, rel, path, d)
 		}
 		if err != nil {
-			errs = append(errs, err)
-			kept = append(kept, rel)
-			return nil
+			l.keep(rel, err)
 		}
-		if info.Mode().IsRegular() {
-			found[rel] = info
+		if d != nil && d.IsDir() {
+			return fs.SkipDir
 		}
 		return nil
 	})
-	return found, kept, errors.Join(append(errs, walkErr)...)
+	l.err = errors.Join(l.err, err)
+	return l
+}
+
+// visit takes note of one entry that is not hidden.
+func (s *Store) visit(l *listing, rel, path string, d fs.DirEntry) error {
+	if d.IsDir() {
+		info, err := os.Lstat(path) // before it is read: what changes later shows in the next one
+		if err != nil {
+			l.keep(rel, err)
+			return fs.SkipDir
+		}
+		l.dirs[rel] = &dirInfo{info, born(path)}
+		return nil
+	}
+	if !isManifest(rel) {
+		return nil
+	}
+	info, err := os.Stat(path) // follows links, as those of a mounted ConfigMap
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if _, err := os.Lstat(path); err == nil {
+			l.kept, l.dangling = append(l.kept, rel), append(l.dangling, rel)
+		}
+	case err != nil:
+		l.keep(rel, err)
+	case info.Mode().IsRegular():
+		l.found[rel] = info
+	}
+	return nil
 }
 
 // followed is a directory with a link to it followed. A link that is replaced
@@ -234,39 +323,84 @@ func inDir(path, dir string) bool {
 }
 
 // read takes over a file's new version.
-func (s *Store) read(path string, info fs.FileInfo, settle bool) (changed bool, retry time.Duration) {
+func (s *Store) read(path string, listed fs.FileInfo, settle bool) (changed bool, retry time.Duration) {
 	f := s.files[path]
 	if f == nil {
 		f = &file{path: path}
 	}
 	full := filepath.Join(s.root, filepath.FromSlash(path))
-	if info.Size() > maxFileSize {
-		return s.reject(f, info, kube.ReasonUnreadable, fmt.Sprintf("the file is larger than %d MiB: split it", maxFileSize>>20)), 0
+	if listed.Size() > maxFileSize {
+		return s.reject(f, listed, kube.ReasonUnreadable, fmt.Sprintf("the file is larger than %d MiB: split it", maxFileSize>>20)), 0
 	}
-	data, err := os.ReadFile(full) //nolint:gosec // G304: the path is from a listing of the directory that the user names
+	data, info, err := readFile(full)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, settleTime // gone since it was listed
+		return false, settleTime / 10 // gone since it was listed
 	}
 	if err != nil {
-		return s.reject(f, info, kube.ReasonUnreadable, fmt.Sprintf("the file can't be read: %v", err)), 0
+		return s.reject(f, listed, kube.ReasonUnreadable, fmt.Sprintf("the file can't be read: %v", err)), 0
 	}
-	after, err := os.Stat(full)
-	if settle && (err != nil || int64(len(data)) != after.Size() || !after.ModTime().Equal(info.ModTime())) {
-		return false, settleTime / 10 // it is being written right now
+	if info == nil {
+		if settle {
+			return false, settleTime / 10 // it is being written right now
+		}
+		info = listed
 	}
-	if quiet := s.opts.Now().Sub(info.ModTime()); settle && len(data) > 0 && data[len(data)-1] != '\n' && quiet < settleTime && quiet > -settleTime {
-		return false, min(settleTime-quiet, settleTime)
+	quiet := s.opts.Now().Sub(info.ModTime()).Abs()
+	if settle && len(data) > 0 && data[len(data)-1] != '\n' && quiet < settleTime {
+		return false, settleTime - quiet
 	}
 	known := s.files[path] != nil
-	s.files[path] = f
-	f.size, f.modTime = info.Size(), info.ModTime()
 	sum := sha256.Sum256(data)
 	if known && sum == f.sum {
+		f.info = info
 		return false, 0
 	}
-	f.sum = sum
-	f.take(parse(path, data))
+	p := parse(path, data)
+	if settle && quiet < deletionGrace && f.good != nil && f.info != nil && os.SameFile(f.info, info) && f.good.loses(&p) {
+		return false, deletionGrace - quiet // written in place, and the rest may follow
+	}
+	s.files[path] = f
+	f.info, f.sum = info, sum
+	f.take(p)
 	return true, 0
+}
+
+// readFile reads one file, whatever takes its place meanwhile. The result has no
+// info if the file was written to at the same time.
+func readFile(path string) (data []byte, info fs.FileInfo, err error) {
+	f, err := os.Open(path) //nolint:gosec // G304: the path is from a listing of the directory that the user names
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { _ = f.Close() }()
+	before, err := f.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	if data, err = io.ReadAll(io.LimitReader(f, maxFileSize+1)); err != nil {
+		return nil, nil, err
+	}
+	after, err := f.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	if !sameVersion(before, after) || int64(len(data)) != after.Size() {
+		return data, nil, nil
+	}
+	return data, after, nil
+}
+
+// loses reports whether an object of p is not in the next version, though that
+// one can be read.
+func (p *parsed) loses(next *parsed) bool {
+	if next.unreadable || len(next.objects) == 0 {
+		return false // kept by take
+	}
+	have := make(map[kube.ObjectRef]bool, len(next.objects))
+	for i := range next.objects {
+		have[next.objects[i].ref] = true
+	}
+	return slices.ContainsFunc(p.objects, func(o object) bool { return !have[o.ref] })
 }
 
 // take puts a version of the file in force, or says why not (M1, M2).
@@ -290,9 +424,21 @@ func (f *file) take(p parsed) {
 // reject notes that a file can't be read at all.
 func (s *Store) reject(f *file, info fs.FileInfo, reason kube.Reason, message string) bool {
 	s.files[f.path] = f
-	f.size, f.modTime, f.sum = info.Size(), info.ModTime(), [sha256.Size]byte{}
+	f.info, f.sum = info, [sha256.Size]byte{}
 	f.bad = []kube.Finding{{File: f.path, Severity: kube.Error, Reason: reason, Message: message}}
 	return true
+}
+
+// dangles takes over that a link leads nowhere: what it would say is not known (M1).
+func (s *Store) dangles(path string) bool {
+	f := s.files[path]
+	switch {
+	case f == nil:
+		f = &file{path: path}
+	case f.info == nil:
+		return false // as before
+	}
+	return s.reject(f, nil, kube.ReasonUnreadable, "the file is a link to nothing: correct it, or remove it to delete its objects")
 }
 
 // Flush returns what changed since the last Flush, see kube.World.Flush.

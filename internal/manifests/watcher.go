@@ -2,6 +2,7 @@ package manifests
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -41,75 +42,85 @@ type Watcher struct {
 // An error that keeps the directory from being listed at the start is returned;
 // later ones are logged, and what was read before stays in force (I6).
 func (w *Watcher) Run(ctx context.Context, onChange func(*Store)) error {
-	notify, events, errs := w.watch()
-	if notify != nil {
-		defer func() { _ = notify.Close() }()
-	}
-	res, err := w.first(ctx)
+	n := w.notifications()
+	defer n.close()
+	w.Store.watches = n.tells
+	res, err := w.first(ctx, n)
 	if err != nil {
 		return err
 	}
 	onChange(w.Store)
 
-	every := w.Rescan
-	if every == 0 {
-		every = DefaultRescan
-	}
-	if notify == nil {
-		every = min(every, pollRescan)
-	}
-	ticker := time.NewTicker(every)
-	defer ticker.Stop()
-	wait := newWait(res.Retry)
+	wait := newWait(w.Store.opts.Now)
 	defer wait.timer.Stop()
-	touched := map[string]bool{}
+	wait.retry(res.Retry)
+	poll := time.NewTimer(w.every(n))
+	defer poll.Stop()
 	failed := false
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case e, ok := <-events:
+		case e, ok := <-n.events:
 			if !ok {
-				events = nil
+				n.close() // from now on, polled
+				poll.Reset(w.every(n))
 				continue
 			}
-			w.event(notify, e, touched)
-			wait.soon(debounce, w.Store.opts.Now())
+			n.take(w.Store.root, e)
+			wait.event()
 			continue
-		case err, ok := <-errs:
-			if !ok {
-				errs = nil
-				continue
-			}
+		case err := <-n.errs:
 			// The queue of events overflowed, so any file may have changed.
 			w.Log.Warn("file notifications were lost, rescanning", "error", err)
-			wait.soon(debounce, w.Store.opts.Now())
+			n.touched["."] = true
+			wait.event()
 			continue
-		case <-ticker.C:
-			w.addDirs(notify)
+		case <-poll.C:
 		case <-wait.timer.C:
 		}
 		wait.reset()
-		res := w.Store.Rescan(touched)
-		clear(touched)
+		res := w.rescan(n)
 		if res.Err != nil && !failed {
 			w.Log.Warn("manifests can't be listed, the last ones stay in force", "error", res.Err)
 		}
 		failed = res.Err != nil
-		if res.Retry > 0 {
-			wait.soon(res.Retry, w.Store.opts.Now())
-		}
+		wait.retry(res.Retry)
+		poll.Reset(w.every(n))
 		if res.Changed {
 			onChange(w.Store)
 		}
 	}
 }
 
+// every is how long to go without looking.
+func (w *Watcher) every(n *notifications) time.Duration {
+	every := w.Rescan
+	if every == 0 {
+		every = DefaultRescan
+	}
+	if n.blind() {
+		every = min(every, pollRescan)
+	}
+	return every
+}
+
+// rescan reads the directory and watches what it found. What happened in a
+// directory before it was watched is looked for right afterwards.
+func (w *Watcher) rescan(n *notifications) Result {
+	res := w.Store.Rescan(n.touched)
+	clear(n.touched)
+	if n.follow(w.Store.root, w.Store.dirs, res.Err == nil) {
+		res.again(debounce)
+	}
+	return res
+}
+
 // first reads the directory. It waits for files that may be half-written: what
 // they deny must not be missing from the start.
-func (w *Watcher) first(ctx context.Context) (Result, error) {
+func (w *Watcher) first(ctx context.Context, n *notifications) (Result, error) {
 	for tries := 0; ; tries++ {
-		res := w.Store.Rescan(nil)
+		res := w.rescan(n)
 		if res.Err != nil {
 			return res, fmt.Errorf("read manifests: %w", res.Err)
 		}
@@ -127,68 +138,141 @@ func (w *Watcher) first(ctx context.Context) (Result, error) {
 // wait is a timer that events put off, but not for ever.
 type wait struct {
 	timer *time.Timer
-	since time.Time // of the first event; zero if there is none
+	now   func() time.Time
+	first time.Time // of the events that wait; zero if there are none
+	at    time.Time // when to look again without an event; zero for never
 }
 
-func newWait(retry time.Duration) *wait {
-	w := &wait{timer: time.NewTimer(time.Hour)}
+func newWait(now func() time.Time) *wait {
+	w := &wait{timer: time.NewTimer(time.Hour), now: now}
 	w.timer.Stop()
-	if retry > 0 {
-		w.timer.Reset(retry)
-	}
 	return w
 }
 
-func (w *wait) soon(d time.Duration, now time.Time) {
-	if w.since.IsZero() {
-		w.since = now
+func (w *wait) event() {
+	now := w.now()
+	if w.first.IsZero() {
+		w.first = now
 	}
-	if now.Sub(w.since) < maxDebounce {
+	at := now.Add(debounce)
+	for _, limit := range []time.Time{w.first.Add(maxDebounce), w.at} {
+		if !limit.IsZero() && limit.Before(at) {
+			at = limit
+		}
+	}
+	w.timer.Reset(at.Sub(now))
+}
+
+// retry is called after reset, so there are no events that wait.
+func (w *wait) retry(d time.Duration) {
+	if d > 0 {
+		w.at = w.now().Add(d)
 		w.timer.Reset(d)
 	}
 }
 
 func (w *wait) reset() {
 	w.timer.Stop()
-	w.since = time.Time{}
+	w.first, w.at = time.Time{}, time.Time{}
 }
 
-// watch starts the system's notifications; nil if there are none.
-func (w *Watcher) watch() (*fsnotify.Watcher, <-chan fsnotify.Event, <-chan error) {
+// notifications are what the system tells of a directory. The zero value tells
+// nothing.
+type notifications struct {
+	log    *slog.Logger
+	notify *fsnotify.Watcher
+	events <-chan fsnotify.Event
+	errs   <-chan error
+	// touched are the paths of which there was an event, see Store.Rescan.
+	touched map[string]bool
+	watched map[string]*dirInfo // directories, by full path
+	told    map[string]bool     // directories by path relative to the root, watched since before the last listing
+	failed  bool                // some directory can't be watched
+}
+
+func (w *Watcher) notifications() *notifications {
+	n := &notifications{log: w.Log, touched: map[string]bool{}, watched: map[string]*dirInfo{}, told: map[string]bool{}}
 	notify, err := fsnotify.NewWatcher()
-	if err == nil {
-		err = notify.Add(w.Store.root)
-	}
 	if err != nil {
 		w.Log.Warn("no file notifications, manifests are polled", "error", err)
-		if notify != nil {
-			_ = notify.Close()
-		}
-		return nil, nil, nil
+		return n
 	}
-	w.addDirs(notify)
-	return notify, notify.Events, notify.Errors
+	// The library holds a lock of Add's while it hands over some errors: they must
+	// be taken by somebody who never calls it.
+	errs := make(chan error, 1)
+	go func() {
+		for err := range notify.Errors {
+			select {
+			case errs <- err:
+			default: // one is there already
+			}
+		}
+	}()
+	n.notify, n.events, n.errs = notify, notify.Events, errs
+	return n
 }
 
-// addDirs watches every directory below the Store's; one that is watched already
-// stays so. A directory that can't be watched is still rescanned.
-func (w *Watcher) addDirs(notify *fsnotify.Watcher) {
-	if notify == nil {
-		return
+func (n *notifications) close() {
+	if n.notify != nil {
+		_ = n.notify.Close()
 	}
-	_ = filepath.WalkDir(w.Store.root, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			_ = notify.Add(path)
-		}
-		return nil
-	})
+	n.notify, n.events, n.errs = nil, nil, nil
+	clear(n.watched)
+	clear(n.told)
 }
 
-func (w *Watcher) event(notify *fsnotify.Watcher, e fsnotify.Event, touched map[string]bool) {
-	if rel, err := filepath.Rel(w.Store.root, e.Name); err == nil {
-		touched[filepath.ToSlash(rel)] = true
+// tells reports whether every change in a directory since the last rescan is, or
+// will soon be, in touched.
+func (n *notifications) tells(dir string) bool { return n.told[dir] }
+
+// blind reports whether there are changes that nobody tells of.
+func (n *notifications) blind() bool { return n.notify == nil || n.failed }
+
+// take notes what an event is about.
+func (n *notifications) take(root string, e fsnotify.Event) {
+	if rel, err := filepath.Rel(root, e.Name); err == nil {
+		n.touched[filepath.ToSlash(rel)] = true
 	}
-	if e.Has(fsnotify.Create) {
-		w.addDirs(notify)
+	if e.Has(fsnotify.Remove) || e.Has(fsnotify.Rename) {
+		delete(n.watched, e.Name) // a directory of that name would be another one
 	}
+}
+
+// follow watches the directories that were found, and no others. It reports
+// whether one is watched that was not before.
+func (n *notifications) follow(root string, dirs map[string]*dirInfo, complete bool) (more bool) {
+	clear(n.told)
+	if n.notify == nil {
+		return false
+	}
+	// What is not where it was must go first: the system knows directories by what
+	// they are, and would go on telling of a renamed one by its old name.
+	now := make(map[string]*dirInfo, len(dirs))
+	for rel, info := range dirs {
+		now[filepath.Join(root, filepath.FromSlash(rel))] = info
+	}
+	for path, have := range n.watched {
+		if info := now[path]; (info == nil && complete) || (info != nil && !have.same(info)) {
+			_ = n.notify.Remove(path) // fails if the directory is gone
+			delete(n.watched, path)
+		}
+	}
+	failed := false
+	for rel, info := range dirs {
+		path := filepath.Join(root, filepath.FromSlash(rel))
+		if n.watched[path] != nil {
+			n.told[rel] = true
+			continue
+		}
+		if err := n.notify.Add(path); err != nil {
+			if !n.failed && !errors.Is(err, fs.ErrNotExist) {
+				n.log.Warn("no notifications of a directory, it is polled", "directory", rel, "error", err)
+			}
+			failed = true
+			continue
+		}
+		n.watched[path], more = info, true
+	}
+	n.failed = failed
+	return more
 }

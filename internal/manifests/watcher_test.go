@@ -2,6 +2,8 @@ package manifests
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -14,7 +16,7 @@ import (
 func start(t *testing.T, dir string) <-chan string {
 	t.Helper()
 	w := &world{t: t, dir: dir, Store: NewStore(dir, Options{Now: time.Now})}
-	verdicts := make(chan string, 100)
+	verdicts := make(chan string, 10000)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	watcher := &Watcher{Store: w.Store, Log: slog.New(slog.DiscardHandler), Rescan: 100 * time.Millisecond}
@@ -139,4 +141,90 @@ func TestWatcherWithoutDirectory(t *testing.T) {
 	if err := w.Run(t.Context(), func(*Store) {}); err == nil || !strings.Contains(err.Error(), "read manifests") {
 		t.Errorf("got %v", err)
 	}
+}
+
+// TestWatcherFlapping: a policy that comes and goes, in any way, stays in force:
+// it goes only if it stays away.
+func TestWatcherFlapping(t *testing.T) {
+	for name, c := range map[string]struct {
+		away, back func(dir string, i int) error
+	}{
+		"file": {
+			func(dir string, _ int) error { return os.Remove(filepath.Join(dir, "sub/p.yaml")) },
+			func(dir string, i int) error { return replace(filepath.Join(dir, "sub/p.yaml"), i) },
+		},
+		"file by rename": {
+			func(dir string, _ int) error {
+				return os.Rename(filepath.Join(dir, "sub/p.yaml"), filepath.Join(dir, "p~"))
+			},
+			func(dir string, _ int) error {
+				return os.Rename(filepath.Join(dir, "p~"), filepath.Join(dir, "sub/p.yaml"))
+			},
+		},
+		"directory": {
+			func(dir string, _ int) error { return os.RemoveAll(filepath.Join(dir, "sub")) },
+			func(dir string, i int) error {
+				err := os.Mkdir(filepath.Join(dir, "sub"), 0o700)
+				pause(i / 2)
+				return errors.Join(err, replace(filepath.Join(dir, "sub/p.yaml"), i))
+			},
+		},
+		"directory by rename": {
+			func(dir string, _ int) error {
+				return os.Rename(filepath.Join(dir, "sub"), filepath.Join(dir, ".away"))
+			},
+			func(dir string, _ int) error {
+				return os.Rename(filepath.Join(dir, ".away"), filepath.Join(dir, "sub"))
+			},
+		},
+		"root": {
+			func(dir string, _ int) error { return os.RemoveAll(dir) },
+			func(dir string, i int) error {
+				err := errors.Join(os.MkdirAll(filepath.Join(dir, "sub"), 0o700), os.WriteFile(filepath.Join(dir, "web.yaml"), []byte(podWeb), 0o600))
+				pause(i / 2)
+				return errors.Join(err, replace(filepath.Join(dir, "sub/p.yaml"), i))
+			},
+		},
+		"root by rename": {
+			func(dir string, _ int) error { return os.Rename(dir, dir+".away") },
+			func(dir string, _ int) error { return os.Rename(dir+".away", dir) },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := filepath.Join(t.TempDir(), "root")
+			write(t, filepath.Join(dir, "web.yaml"), podWeb)
+			write(t, filepath.Join(dir, "sub/p.yaml"), isolate)
+			verdicts := start(t, dir)
+			wantNext(t, verdicts, byIsolation)
+			for i, end := 0, time.Now().Add(3*time.Second); time.Now().Before(end); i++ {
+				if err := c.away(dir, i); err != nil {
+					t.Fatal(err)
+				}
+				pause(i)
+				if err := c.back(dir, i); err != nil {
+					t.Fatal(err)
+				}
+				pause(2)
+			}
+			for len(verdicts) > 0 {
+				// With its directory the pod may have gone; it is then nobody's.
+				if v := <-verdicts; v == byNobody {
+					t.Fatalf("the policy was not in force for a moment: %s", v)
+				}
+			}
+			if err := os.Remove(filepath.Join(dir, "sub/p.yaml")); err != nil {
+				t.Fatal(err)
+			}
+			wantNext(t, verdicts, byNobody)
+		})
+	}
+}
+
+// pause waits for up to 10 ms.
+func pause(i int) { time.Sleep(time.Duration(i%40) * time.Millisecond / 4) }
+
+// replace puts a version of the policy in place, as a whole.
+func replace(path string, i int) error {
+	return errors.Join(os.WriteFile(path+"~", fmt.Appendf(nil, "%s# %d\n", isolate, i), 0o600), os.Rename(path+"~", path))
 }
