@@ -67,7 +67,7 @@ func run(only string, rounds int) error {
 	defer stop()
 	var errs []error
 	for _, m := range []measure{
-		{"kernel", kernel}, {"traffic", traffic}, {"compare", compare}, {"scale", scale}, {"million", million}, {"language", language},
+		{"kernel", kernel}, {"traffic", traffic}, {"compare", compare}, {"scale", scale}, {"million", million}, {"label", label}, {"language", language},
 	} {
 		if only != "" && !slices.Contains(strings.Split(only, ","), m.name) {
 			continue
