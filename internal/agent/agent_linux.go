@@ -66,6 +66,7 @@ type Agent struct {
 	rulesets map[policy.PodKey][2]string
 	content  map[string]*policy.Ruleset // by ruleset ID
 	addrs    map[netip.Addr]identity
+	podAddrs map[policy.PodKey][]netip.Addr // those in addrs
 	services map[netip.AddrPort]identity
 	problems map[string]control.Problem // of the agent itself, by what they are about
 	clock    func() time.Duration
@@ -209,13 +210,16 @@ func (a *Agent) update(s *manifests.Store) {
 	changes := s.Flush()
 	a.snapshot = s.Snapshot()
 	a.manifestNodes = a.snapshot.Nodes
+	renamed, addrs := a.renamed(&changes), a.nodeAddrs
 	a.ownNode(&changes)
 	a.findings = s.Findings()
 	a.bindings = map[policy.PodKey]manifests.Binding{}
 	for _, b := range s.Bindings() {
 		a.bindings[b.Pod] = b
 	}
-	a.index()
+	if renamed || !slices.Equal(addrs, a.nodeAddrs) {
+		a.index()
+	}
 	a.apply(changes)
 	a.synced = true
 	a.reconcile()
@@ -422,6 +426,9 @@ func (a *Agent) reconcilePod(key policy.PodKey, pod *policy.Pod, owned map[int]p
 		}
 	}
 	ep.ifindex = spec.Ifindex
+	if ep.state == stateEnforced && len(extra) == 0 && a.dp.Verified(spec, a.binding(key)) {
+		return // the audit looks at it once in a while
+	}
 	if err := a.dp.Arm(spec, a.binding(key)); err != nil {
 		ep.state, ep.message = stateFailed, err.Error()
 		return

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -60,8 +61,20 @@ func (a *Agent) readEvents(r *datapath.EventReader) error {
 	}
 }
 
+// renamed reports whether changes make a difference to the tables of names.
+func (a *Agent) renamed(ch *policy.Changes) bool {
+	if a.addrs == nil || len(ch.PodsDeleted)+len(ch.Nodes)+len(ch.NodesDeleted)+len(ch.Services)+len(ch.ServicesDeleted) > 0 {
+		return true
+	}
+	return slices.ContainsFunc(ch.Pods, func(p policy.Pod) bool {
+		addrs, ok := a.podAddrs[p.Key()]
+		return ok == p.HostNetwork || !slices.Equal(addrs, p.IPs)
+	})
+}
+
 // index makes the tables of names from the snapshot.
 func (a *Agent) index() {
+	a.podAddrs = make(map[policy.PodKey][]netip.Addr, len(a.snapshot.Pods))
 	a.addrs = make(map[netip.Addr]identity, len(a.snapshot.Pods))
 	for i := range a.snapshot.Nodes {
 		n := &a.snapshot.Nodes[i]
@@ -74,6 +87,7 @@ func (a *Agent) index() {
 		if p.HostNetwork {
 			continue
 		}
+		a.podAddrs[p.Key()] = p.IPs
 		for _, ip := range p.IPs {
 			a.addrs[ip] = identity{"pod", p.Namespace, p.Name}
 		}

@@ -50,6 +50,8 @@ type endpoint struct {
 	copy    uint32 // which of the slot's two entries is current, 0 or 1
 	entry   bpf.PosternEndpoint
 	written bool
+	// verified: Verify has read back what is in force now.
+	verified bool
 	// adopted: taken over from a former process and judged by its world until a binding comes.
 	adopted bool
 	self    map[bpf.PosternSelfKey]uint32
@@ -113,6 +115,17 @@ func (d *Datapath) Arm(spec EndpointSpec, b Binding) error {
 	d.unseeded = append(d.unseeded, spec.Ifindex)
 	_ = d.seed(ep, d.older)
 	return d.attach(ep)
+}
+
+// Verified reports whether an interface is armed just so, and was read back since.
+func (d *Datapath) Verified(spec EndpointSpec, b Binding) bool {
+	ep := d.endpoints[spec.Ifindex]
+	return ep != nil && ep.verified && !ep.adopted && ep.binding == b && ep.spec.equal(spec)
+}
+
+func (s EndpointSpec) equal(o EndpointSpec) bool {
+	return s.Interface == o.Interface && s.Ifindex == o.Ifindex && slices.Equal(s.MAC, o.MAC) && slices.Equal(s.Addrs, o.Addrs) &&
+		s.Bridged == o.Bridged && s.IPOptions == o.IPOptions && s.Quarantine == o.Quarantine
 }
 
 // Generation returns the number of the incarnation behind ifindex; 0 if it is not armed.
@@ -262,6 +275,7 @@ func (d *Datapath) writeEndpoint(ep *endpoint, services bool) error {
 	if ep.written && e == ep.entry {
 		return nil
 	}
+	ep.verified = false
 	if err := d.writeAddrs(ep, e); err != nil {
 		return err
 	}
@@ -408,6 +422,7 @@ func (d *Datapath) attach(ep *endpoint) error {
 		if err := pinAs(l, path); err != nil {
 			return errors.Join(fmt.Errorf("interface %s: %w", ep.spec.Interface, err), l.Close())
 		}
+		ep.verified = false
 		if old := ep.links[hook]; old != nil {
 			if err := old.Close(); err != nil {
 				return fmt.Errorf("interface %s: old link: %w", ep.spec.Interface, err)

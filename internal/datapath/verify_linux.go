@@ -22,6 +22,14 @@ func (d *Datapath) Verify(ifindex int) error {
 	if ep == nil {
 		return fmt.Errorf("interface %d: not armed: %w", ifindex, ErrNotEnforced)
 	}
+	ep.verified = false
+	err := d.verify(ep)
+	ep.verified = err == nil
+	return err
+}
+
+func (d *Datapath) verify(ep *endpoint) error {
+	ifindex := ep.spec.Ifindex
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("interface %s: %s: %w", ep.spec.Interface, fmt.Sprintf(format, args...), ErrNotEnforced)
 	}
@@ -167,7 +175,7 @@ func (d *Datapath) Renew(ifindex int) error {
 	}
 	ep.self = nil
 	ep.entry.Gen = gen
-	ep.written = false // the entry differs in its generation
+	ep.written, ep.verified = false, false // the entry differs in its generation
 	return nil
 }
 
