@@ -473,8 +473,8 @@ func (s *Store) Findings() []kube.Finding {
 		}
 		out = append(out, f)
 	}
-	for _, w := range s.placed {
-		w.source.docs = nil
+	for _, p := range s.taken {
+		p.docs = nil
 	}
 	return kube.SortFindings(out)
 }
