@@ -24,7 +24,12 @@
 //	   the pod is cut off, the addresses can't be reached. See Lost for addresses
 //	   that can't be read.
 //	K4 Addresses are canonical from here on: masked, unmapped, without zones.
-//	K5 The result depends on the objects only, not on the order of Set.
+//	K5 The result depends on the objects only, not on the order of Set, but for K6.
+//	K6 A namespace's end opens nothing. While a Namespace is being deleted, or is
+//	   gone, and pods of it are there, its labels and the deletion of its policies
+//	   and DestinationSets are held back; changes are not, nor is what was deleted
+//	   before. A pod does not hold what its namespace lost before the first Flush:
+//	   if its end had begun by then, the pod is cut off.
 //
 // The package is layer 3. It does no I/O, has no clock and builds on every system.
 package kube

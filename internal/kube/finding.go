@@ -81,6 +81,7 @@ const (
 	ReasonUnreadable         Reason = "Unreadable"         // the file can't be read
 	ReasonNotCovered         Reason = "NotCovered"         // traffic that can't be enforced (I11)
 	ReasonAnnotation         Reason = "Annotation"         // a postern.dev annotation that says nothing usable
+	ReasonHeld               Reason = "Held"               // deleted, and in force until its namespace's pods have ended
 	ReasonMoreFindings       Reason = "MoreFindings"       // the object's list was cut off
 	ReasonDuplicateAddress   Reason = "DuplicateAddress"   // two pods claim one address
 	ReasonDuplicateInterface Reason = "DuplicateInterface" // two pods claim one interface

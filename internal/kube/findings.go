@@ -29,6 +29,7 @@ func (w *World) Findings() []Finding {
 	out = append(out, w.placeFindings()...)
 	out = append(out, w.tierFindings()...)
 	out = append(out, w.podFindings()...)
+	out = append(out, w.endFindings()...)
 	return SortFindings(out)
 }
 

@@ -27,6 +27,7 @@ func (w *World) refresh() {
 		return
 	}
 	before := w.changes()
+	w.hold()
 	w.spread()
 	refs := slices.SortedFunc(maps.Keys(w.dirty), compareRefs)
 	if w.revision == 0 || slices.ContainsFunc(refs, func(r ObjectRef) bool { return r.Kind == "Tier" }) {
@@ -59,6 +60,10 @@ func (w *World) spread() {
 			}
 		case e != nil && e.slice != nil:
 			w.dirty[serviceObject(e.slice.service)] = struct{}{}
+		case ref.Kind == "Pod":
+			if ns := namespaceObject(ref.Namespace); w.objects[ns] != nil && w.objects[ns].ending == endedUnseen {
+				w.dirty[ns] = struct{}{}
+			}
 		case ref.Kind == "Node":
 			for r := range w.hostPorts {
 				if w.objects[r].pod.pod.Node == ref.Name {
@@ -95,7 +100,7 @@ func (w *World) refreshObject(ref ObjectRef, e *entry) {
 			w.namespaces.put(ref.Name, e.namespace)
 		}
 		closed := e != nil && e.isClosed()
-		w.closeSubject(ref, closed, policy.Subject{Selects: true, Namespace: ref.Name})
+		w.closeSubject(ref, closed || w.policiesUnknown(ref), policy.Subject{Selects: true, Namespace: ref.Name})
 		w.closePeer(ref, closed, policy.Peer{Kind: policy.PeerPods, Pods: policy.PodPeer{Namespace: ref.Name}})
 	case "Node":
 		w.refreshNode(ref, e)

@@ -58,6 +58,11 @@ type World struct {
 
 	objects map[ObjectRef]*entry
 	dirty   map[ObjectRef]struct{}
+	// removed are the objects deleted since the last refresh that may be held, and
+	// held those that are (K6).
+	removed map[ObjectRef]*entry
+	held    map[ObjectRef]struct{}
+	podsIn  map[string]int // pods by namespace, without those that have ended
 	// Indexes of what depends on what.
 	slicesOf  map[policy.ServiceRef]map[ObjectRef]struct{}
 	usersOf   map[policy.ServiceRef]map[ObjectRef]struct{} // policies that name a Service
@@ -85,10 +90,12 @@ type entry struct {
 	closed   bool
 	refs     []reference
 	doubt    []Finding // see World.Doubt
+	held     bool      // deleted, and kept for its namespace's pods (K6)
 
 	policy    *policy.Policy
 	pod       *podResult
 	namespace *policy.Namespace
+	ending    ending
 	node      *policy.Node
 	service   *serviceResult
 	slice     *sliceResult
@@ -102,6 +109,9 @@ func NewWorld(opts Options) *World {
 		opts:         opts,
 		objects:      map[ObjectRef]*entry{},
 		dirty:        map[ObjectRef]struct{}{},
+		removed:      map[ObjectRef]*entry{},
+		held:         map[ObjectRef]struct{}{},
+		podsIn:       map[string]int{},
 		slicesOf:     map[policy.ServiceRef]map[ObjectRef]struct{}{},
 		usersOf:      map[policy.ServiceRef]map[ObjectRef]struct{}{},
 		hostPorts:    map[ObjectRef]struct{}{},
@@ -150,6 +160,7 @@ func (w *World) Set(obj metav1.Object, decoded []Finding) ([]Finding, error) {
 	case *corev1.Namespace:
 		ns, closed, fs := translateNamespace(o, decoded)
 		e.namespace, e.closed, e.findings = &ns, closed, fs
+		e.ending = w.endingOf(o)
 	case *corev1.Node:
 		node, closed, fs := translateNode(o, decoded)
 		e.node, e.closed, e.findings = &node, closed, fs
@@ -213,11 +224,20 @@ func (w *World) Doubt(ref ObjectRef, fs []Finding) {
 // isClosed reports whether an object that is no policy is closed (K3).
 func (e *entry) isClosed() bool { return e.closed || HasErrors(e.doubt) }
 
-// Delete removes an object; removing one that is not there does nothing.
+// Delete removes an object; removing one that is not there does nothing. What its
+// namespace's pods need until they have ended stays in force until then (K6).
 func (w *World) Delete(ref ObjectRef) {
-	if w.objects[ref] == nil {
+	e := w.objects[ref]
+	if e == nil || e.held {
 		return
 	}
+	w.drop(ref)
+	if holdable(ref) {
+		w.removed[ref] = e
+	}
+}
+
+func (w *World) drop(ref ObjectRef) {
 	w.unindex(ref)
 	delete(w.objects, ref)
 	w.dirty[ref] = struct{}{}
@@ -236,8 +256,11 @@ func (w *World) index(ref ObjectRef, e *entry) {
 		for _, svc := range servicesOf(e.policy) {
 			addTo(w.usersOf, svc, ref)
 		}
-	case e.pod != nil && len(e.pod.hostPorts) > 0:
-		w.hostPorts[ref] = struct{}{}
+	case e.pod != nil && !e.pod.gone:
+		w.podsIn[ref.Namespace]++
+		if len(e.pod.hostPorts) > 0 {
+			w.hostPorts[ref] = struct{}{}
+		}
 	}
 }
 
@@ -255,8 +278,11 @@ func (w *World) unindex(ref ObjectRef) {
 		for _, svc := range servicesOf(e.policy) {
 			removeFrom(w.usersOf, svc, ref)
 		}
-	case e.pod != nil:
+	case e.pod != nil && !e.pod.gone:
 		delete(w.hostPorts, ref)
+		if w.podsIn[ref.Namespace]--; w.podsIn[ref.Namespace] == 0 {
+			delete(w.podsIn, ref.Namespace)
+		}
 	}
 }
 

@@ -27,8 +27,8 @@ const settleTime = time.Second
 // deletionGrace is how long a file must be gone to count as deleted.
 const deletionGrace = 200 * time.Millisecond
 
-// maxGrace is how long other changes of a watched directory can put that off. It
-// bounds how late the system may tell of the file itself.
+// maxGrace is how long other changes of a watched directory, and other deletions,
+// can put that off. It bounds how late the system may tell of the file itself.
 const maxGrace = time.Second
 
 // Options are settings of a Store.
@@ -149,6 +149,8 @@ func (s *Store) rescan(touched map[string]bool, settle bool) Result {
 	s.root = followed(s.dir)
 	l := s.list()
 	res.Err, s.dirs = l.err, l.dirs
+	var deleted []*file
+	going := false // some file is missing, and not yet deleted
 	for path, f := range s.files {
 		if _, ok := l.found[path]; ok || slices.ContainsFunc(l.kept, func(dir string) bool { return inDir(path, dir) }) {
 			f.missing = absence{}
@@ -156,10 +158,18 @@ func (s *Store) rescan(touched map[string]bool, settle bool) Result {
 		}
 		gone, retry := s.gone(f, touches(touched, path), settle)
 		if gone {
-			delete(s.files, path)
+			deleted = append(deleted, f)
+		}
+		going = going || !gone
+		res.again(retry)
+	}
+	// What is deleted together goes together: the policies of a directory must not
+	// go before the namespaces and pods that are deleted right after them.
+	for _, f := range deleted {
+		if !settle || !going || s.opts.Now().Sub(f.missing.since) >= maxGrace {
+			delete(s.files, f.path)
 			res.Changed = true
 		}
-		res.again(retry)
 	}
 	for path, info := range l.found {
 		f := s.files[path]
@@ -290,8 +300,12 @@ func (s *Store) visit(l *listing, rel, path string, d fs.DirEntry) error {
 	info, err := os.Stat(path) // follows links, as those of a mounted ConfigMap
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if _, err := os.Lstat(path); err == nil {
+		switch link, err := os.Lstat(path); {
+		case err != nil:
+		case link.Mode()&fs.ModeSymlink != 0:
 			l.kept, l.dangling = append(l.kept, rel), append(l.dangling, rel)
+		default:
+			l.kept = append(l.kept, rel) // there again
 		}
 	case err != nil:
 		l.keep(rel, err)

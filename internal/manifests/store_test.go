@@ -413,12 +413,16 @@ func TestGoneOnlyIfQuiet(t *testing.T) {
 		"polled, or another":   {between: func(w *world) { w.write("sub/q.txt", ""); w.remove("sub/q.txt") }},
 		"another file":         {watches: all, between: func(w *world) { w.write("sub/q.txt", ""); w.remove("sub/q.txt") }, most: maxGrace},
 		"another's directory":  {watches: all, touched: "other", most: deletionGrace},
+		"another missing":      {watches: all, touched: "other/gone.yaml", most: maxGrace},
 		"in another directory": {touched: "other/p.yaml", between: func(w *world) { w.write("other/q.txt", ""); w.remove("other/q.txt") }, most: deletionGrace},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, map[string]string{"web.yaml": podWeb, "sub/p.yaml": isolate, "sub/other.yaml": "", "other/z.yaml": ""})
+			w := newWorld(t, map[string]string{"web.yaml": podWeb, "sub/p.yaml": isolate, "sub/other.yaml": "", "other/z.yaml": "", "other/gone.yaml": ""})
 			w.watches = c.watches
 			w.remove("sub/p.yaml")
+			if c.touched == "other/gone.yaml" {
+				w.remove(c.touched)
+			}
 			w.rescan()
 			start := w.now
 			for range 20 {
@@ -461,6 +465,65 @@ func TestDirectoryAnew(t *testing.T) {
 		}
 		w.Rescan(nil)
 		w.wantVerdict("192.0.3.1", byIsolation)
+	}
+}
+
+const namespaceShop = `apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+`
+
+// TestNamespaceFilesGo: the files of a namespace are deleted one after the other,
+// in any order, and the pod's last: it stays isolated until it is gone.
+func TestNamespaceFilesGo(t *testing.T) {
+	for _, order := range [][]string{{"p.yaml", "ns.yaml"}, {"ns.yaml", "p.yaml"}} {
+		w := newWorld(t, map[string]string{"ns.yaml": namespaceShop, "p.yaml": isolate, "web.yaml": podWeb})
+		w.Flush()
+		for _, name := range order {
+			w.remove(name)
+			w.rescan()
+			w.now = w.now.Add(deletionGrace / 2)
+			w.rescan()
+		}
+		for range 10 {
+			w.now = w.now.Add(deletionGrace / 2)
+			w.rescan()
+			w.wantVerdict("192.0.3.1", byIsolation)
+		}
+		w.wantFinding("Namespace shop is deleted, and its labels and policies stay in force until the last of its 1 pods has ended")
+		w.write("ns.yaml", namespaceShop) // without the policy, that is what was meant
+		w.rescan()
+		w.wantVerdict("192.0.3.1", byNobody)
+		w.remove("ns.yaml")
+		w.remove("web.yaml")
+		w.rescan()
+		w.now = w.now.Add(deletionGrace)
+		w.rescan()
+		if s := w.Snapshot(); len(s.Policies)+len(s.Namespaces)+len(s.Pods) != 0 || len(w.Findings()) != 0 {
+			t.Errorf("left: %+v, %v", s, w.Findings())
+		}
+	}
+}
+
+// TestTerminatingNamespace: a file that says that the namespace ends keeps the
+// policies that are deleted after that, and no others.
+func TestTerminatingNamespace(t *testing.T) {
+	w := newWorld(t, map[string]string{"ns.yaml": namespaceShop, "p.yaml": isolate, "web.yaml": podWeb})
+	w.Flush()
+	w.write("ns.yaml", strings.Replace(namespaceShop, "name: shop", "name: shop, deletionTimestamp: 2026-01-01T00:00:00Z", 1)+"status: {phase: Terminating}\n")
+	w.rescan()
+	w.remove("p.yaml")
+	w.rescan()
+	w.now = w.now.Add(time.Hour)
+	w.rescan()
+	w.wantVerdict("192.0.3.1", byIsolation)
+	w.wantFinding("NetworkPolicy shop/isolate is deleted, and stays in force until the last of 1 pods of namespace shop has ended")
+	w.remove("web.yaml")
+	w.rescan()
+	w.now = w.now.Add(time.Hour)
+	w.rescan()
+	if s := w.Snapshot(); len(s.Policies) != 0 {
+		t.Errorf("left: %+v", s.Policies)
 	}
 }
 
