@@ -191,7 +191,7 @@ func (a *Agent) status() (control.Status, error) {
 }
 
 func problemOf(f kube.Finding) control.Problem {
-	return control.Problem{Severity: f.Severity.String(), Object: f.Object.String(), Path: f.Path, Message: f.Message}
+	return control.Problem{Severity: f.Severity.String(), Object: f.Object.String(), Path: f.Path, Message: f.Message, File: f.File, Line: f.Line}
 }
 
 func (a *Agent) sortedEndpoints() []policy.PodKey {

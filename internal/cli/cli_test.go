@@ -63,7 +63,8 @@ func sick() *fakeAgent {
 	f.status.EventsLost, f.status.FlowsRefused = 17, 3
 	f.status.Problems = []control.Problem{
 		{Severity: "error", Object: "Pod shop/cart", Message: "failed: interface pl02: Link not found"},
-		{Severity: "error", Object: "EgressPolicy shop/frontend", Path: "spec.egress[2].to[0].networks[1]", Message: `"10.0.0.0/33" is no network: write ADDRESS/LENGTH`},
+		{Severity: "error", Object: "EgressPolicy shop/frontend", Path: "spec.egress[2].to[0].networks[1]", Message: `"10.0.0.0/33" is no network: write ADDRESS/LENGTH`, File: "shop/frontend.yaml", Line: 27},
+		{Severity: "error", Message: "the file can't be read: permission denied", File: "shop/cart.yaml"},
 		{Severity: "warning", Object: "Pod kube-system/proxy", Message: "not-covered: the pod uses the node's network; policies do not reach it"},
 	}
 	f.endpoints[1].State, f.endpoints[1].Message = "failed", "interface pl02: Link not found"
@@ -83,6 +84,7 @@ func TestOutput(t *testing.T) {
 		"status":                {healthy(), "status", ExitOK},
 		"status-json":           {healthy(), "status -o json", ExitOK},
 		"status-sick":           {sick(), "status", ExitProblem},
+		"status-sick-json":      {sick(), "status -o json", ExitProblem},
 		"status-empty":          {empty, "status", ExitOK},
 		"status-open":           {open, "status", ExitOK},
 		"endpoints":             {healthy(), "endpoints", ExitOK},

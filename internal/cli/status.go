@@ -151,10 +151,6 @@ func (a *app) printProblems(ps []control.Problem) {
 		if p.Severity == "error" {
 			st = red
 		}
-		about := p.Object
-		if p.Path != "" {
-			about += " " + p.Path
-		}
-		a.outf("\n%s %s\n    %s\n", paint(a.colour, st, clean(strings.ToUpper(p.Severity))), clean(about), clean(p.Message))
+		a.outf("\n%s %s\n    %s\n", paint(a.colour, st, clean(strings.ToUpper(p.Severity))), clean(p.About()), clean(p.Message))
 	}
 }

@@ -41,9 +41,30 @@ type Status struct {
 // Problem is one thing that is wrong.
 type Problem struct {
 	Severity string `json:"severity"` // error or warning
-	Object   string `json:"object"`   // what it is about
+	Object   string `json:"object"`   // what it is about; empty for a file as a whole
 	Path     string `json:"path,omitempty"`
 	Message  string `json:"message"` // what is wrong and what to do
+	// File is where the object is written, relative to the agent's manifests, and
+	// Line, from 1, the place in it; 0 if it is not known.
+	File string `json:"file,omitempty"`
+	Line int    `json:"line,omitempty"`
+}
+
+// About names what the problem is about: "shop.yaml:12: EgressPolicy shop/web spec.egress".
+func (p Problem) About() string {
+	var parts []string
+	switch {
+	case p.File != "" && p.Line > 0:
+		parts = append(parts, p.File+":"+strconv.Itoa(p.Line)+":")
+	case p.File != "":
+		parts = append(parts, p.File+":")
+	}
+	for _, s := range []string{p.Object, p.Path} {
+		if s != "" {
+			parts = append(parts, s)
+		}
+	}
+	return strings.TrimSuffix(strings.Join(parts, " "), ":")
 }
 
 // Endpoint is a pod of this node.
