@@ -16,11 +16,21 @@ type recordRing struct {
 	followers map[*follower]struct{}
 }
 
-// follower receives records until it is removed.
+// follower receives the records that match until it is removed.
 type follower struct {
-	ch   chan flow.Record
-	lost uint64 // guarded by recordRing.mu
+	match func(*flow.Record) bool
+	ch    chan followed
+	lost  uint64 // since what was sent last; guarded by recordRing.mu
 }
+
+// followed is a record, and how many are missing before it.
+type followed struct {
+	lost uint64
+	rec  flow.Record
+}
+
+// followerBacklog is how many records a follower may be behind.
+const followerBacklog = 4096
 
 func newRecordRing(size int) *recordRing {
 	return &recordRing{records: make([]flow.Record, size), followers: map[*follower]struct{}{}}
@@ -35,8 +45,12 @@ func (r *recordRing) add(rec flow.Record) {
 		r.next, r.full = 0, true
 	}
 	for f := range r.followers {
+		if !f.match(&rec) {
+			continue
+		}
 		select {
-		case f.ch <- rec:
+		case f.ch <- followed{f.lost, rec}:
+			f.lost = 0
 		default:
 			f.lost++
 		}
@@ -73,9 +87,22 @@ func (r *recordRing) snapshot(match func(*flow.Record) bool, limit int, follow b
 	if !follow {
 		return out, nil
 	}
-	f := &follower{ch: make(chan flow.Record, 4096)}
+	f := &follower{match: match, ch: make(chan followed, followerBacklog)}
 	r.followers[f] = struct{}{}
 	return out, f
+}
+
+// missed returns how many records f has lost after all those that it was sent,
+// and forgets them. It returns 0 while there are some to read.
+func (r *recordRing) missed(f *follower) uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(f.ch) > 0 {
+		return 0
+	}
+	n := f.lost
+	f.lost = 0
+	return n
 }
 
 func (r *recordRing) unfollow(f *follower) {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-dev/postern/internal/control"
+	"github.com/postern-dev/postern/internal/datapath"
 	"github.com/postern-dev/postern/internal/kube"
 	"github.com/postern-dev/postern/internal/policy"
 )
@@ -93,7 +94,7 @@ func (a *Agent) serve(ctx context.Context, l net.Listener) error {
 	mux.HandleFunc("GET /v1/status", answer(ctx, a, a.status))
 	mux.HandleFunc("GET /v1/endpoints", answer(ctx, a, a.listEndpoints))
 	mux.HandleFunc("GET /v1/policies", answer(ctx, a, a.listPolicies))
-	mux.HandleFunc("GET /v1/flows", a.flows)
+	mux.Handle("GET /v1/flows", &flowStream{a.records, a.eventsLost, a.cfg.Now, lossEvery})
 	mux.HandleFunc("POST /v1/explain", a.explain)
 	mux.Handle("GET /metrics", metrics)
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
@@ -188,6 +189,17 @@ func (a *Agent) status() (control.Status, error) {
 	c, err := a.dp.Counters()
 	s.EventsLost, s.FlowsRefused = c.EventsLost, c.FlowsRefused
 	return s, err
+}
+
+// eventsLost returns how many events had no room in the kernel's buffer.
+func (a *Agent) eventsLost(ctx context.Context) (n uint64, ok bool) {
+	var err error
+	done := a.do(ctx, func() {
+		var c datapath.Counters
+		c, err = a.dp.Counters()
+		n = c.EventsLost
+	})
+	return n, done && err == nil
 }
 
 func problemOf(f kube.Finding) control.Problem {
@@ -286,40 +298,6 @@ func (a *Agent) governedBy(p *policy.Policy) int {
 		}
 	}
 	return n
-}
-
-func (a *Agent) flows(w http.ResponseWriter, r *http.Request) {
-	filter, err := control.ParseFilter(r.URL.Query())
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	w.Header().Set("Content-Type", "application/x-ndjson")
-	enc := json.NewEncoder(w)
-	kept, f := a.records.snapshot(filter.Matches, filter.Limit, filter.Follow)
-	for i := range kept {
-		if enc.Encode(&kept[i]) != nil {
-			return
-		}
-	}
-	if f == nil {
-		return
-	}
-	defer a.records.unfollow(f)
-	flusher, _ := w.(http.Flusher)
-	for {
-		if flusher != nil {
-			flusher.Flush()
-		}
-		select {
-		case <-r.Context().Done():
-			return
-		case rec := <-f.ch:
-			if filter.Matches(&rec) && enc.Encode(&rec) != nil {
-				return
-			}
-		}
-	}
 }
 
 func (a *Agent) explain(w http.ResponseWriter, r *http.Request) {

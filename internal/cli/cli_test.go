@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -191,6 +192,43 @@ func TestFollow(t *testing.T) {
 	cancel()
 	if code := <-done; code != ExitOK {
 		t.Errorf("exit code %d after Ctrl-C, want 0", code)
+	}
+}
+
+// TestFollowSaysWhatIsMissing: beside the table, and in JSON as an object that is
+// no record.
+func TestFollowSaysWhatIsMissing(t *testing.T) {
+	for args, want := range map[string][2]string{
+		"flows --follow --limit 1":         {"(17 records lost here: they came faster than they were read)", "(1 event lost here by the kernel, of this pod or another; the counters"},
+		"flows --follow --limit 1 -o json": {`{"type":"lost","time":"2026-03-14T15:09:26Z","where":"reader","lost":17}`, `"where":"kernel","lost":1}`},
+	} {
+		f := healthy()
+		socket := f.start(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan int)
+		go func() {
+			std := IO{Out: w, Err: w, In: r, Getenv: func(string) string { return "" }, Now: func() time.Time { return now }, Name: "postern"}
+			done <- Main(ctx, append(strings.Fields(args), "--socket", socket), std)
+		}()
+		lines := bufio.NewScanner(r)
+		f.lost <- control.Lost{Type: control.TypeLost, Time: now, Where: control.LostByReader, Lost: 17}
+		f.lost <- control.Lost{Type: control.TypeLost, Time: now, Where: control.LostByKernel, Lost: 1}
+		for _, text := range want {
+			for lines.Scan() && !strings.Contains(lines.Text(), text) {
+				if strings.Contains(lines.Text(), "lost") {
+					t.Errorf("%s: got %q, want %q", args, lines.Text(), text)
+				}
+			}
+		}
+		cancel()
+		if code := <-done; code != ExitOK {
+			t.Errorf("%s: exit code %d", args, code)
+		}
+		_, _ = r.Close(), w.Close()
 	}
 }
 

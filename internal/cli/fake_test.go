@@ -26,6 +26,7 @@ type fakeAgent struct {
 	snapshot  *policy.Snapshot
 	// more is followed after records.
 	more  chan flow.Record
+	lost  chan control.Lost // likewise
 	delay time.Duration
 }
 
@@ -81,6 +82,8 @@ func (f *fakeAgent) flows(w http.ResponseWriter, r *http.Request) {
 			return
 		case rec := <-f.more:
 			_ = enc.Encode(rec)
+		case l := <-f.lost:
+			_ = enc.Encode(l)
 		}
 	}
 }
@@ -141,7 +144,7 @@ func healthy() *fakeAgent {
 			{Time: at(90 * time.Second), Type: "close", Dir: "egress", Proto: "tcp", Local: front, Remote: world("2001:db8:80::80", 443), Verdict: "forwarded", Rule: allow, PacketsOut: 12, BytesOut: 1834, PacketsBack: 4000, BytesBack: 5_400_000},
 			{Time: at(time.Second), Type: "verdict", Dir: "egress", Proto: "icmp", Local: front, Remote: flow.End{Addr: netip.MustParseAddr("172.31.0.11"), Kind: "node", Name: "node1"}, Verdict: "dropped", Rule: noFlow, PacketsOut: 1, BytesOut: 60},
 		},
-		more: make(chan flow.Record),
+		more: make(chan flow.Record), lost: make(chan control.Lost),
 		snapshot: &policy.Snapshot{
 			Tiers: policy.BuiltinTiers(),
 			Pods:  []policy.Pod{{Namespace: "shop", Name: "frontend", IPs: []netip.Addr{netip.MustParseAddr("10.244.1.2")}}},

@@ -32,7 +32,10 @@ address. SENT and BACK are bytes, from the opener and to it. RULE is the rule th
 decided, or the reason in words with [its name], if no rule was asked.
 
 All filters must hold. Without --since, --limit or --follow the newest 100 are shown.
-With -o json each record is a JSON object on a line of its own.`,
+With -o json each record is a JSON object on a line of its own.
+
+With --follow a line says where records are missing: more came than were read, or
+than the kernel had room for. In JSON it is an object of the type "lost".`,
 		Example: `  postern flows --verdict dropped --since 10m
   postern flows --pod shop/frontend --to 203.0.113.0/24
   postern flows --follow --rule default-deny
@@ -101,7 +104,7 @@ func (a *app) flows(ctx context.Context, f control.Filter, js bool) error {
 	}
 	done := a.progress("waiting for the agent at " + a.socket)
 	defer done()
-	err = c.Flows(ctx, f, func(r flow.Record) error {
+	err = c.FlowsAndLosses(ctx, f, func(r flow.Record) error {
 		if n == 0 {
 			done()
 		}
@@ -113,6 +116,13 @@ func (a *app) flows(ctx context.Context, f control.Filter, js bool) error {
 		if f.Follow {
 			return t.flush()
 		}
+		return nil
+	}, func(l control.Lost) error {
+		done()
+		if js {
+			return a.printLine(l)
+		}
+		a.errf("%s\n", lostText(l))
 		return nil
 	})
 	done()
@@ -136,6 +146,14 @@ func (a *app) flows(ctx context.Context, f control.Filter, js bool) error {
 		a.errf("(the newest %d; --since or --limit shows more)\n", n)
 	}
 	return nil
+}
+
+// lostText says that records are missing.
+func lostText(l control.Lost) string {
+	if l.Where == control.LostByKernel {
+		return fmt.Sprintf("(%s lost here by the kernel, of this pod or another; the counters of `postern endpoints` are exact nevertheless)", plural(int(l.Lost), "event"))
+	}
+	return fmt.Sprintf("(%s lost here: they came faster than they were read)", plural(int(l.Lost), "record"))
 }
 
 // printLine writes v as JSON on one line.

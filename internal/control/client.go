@@ -125,7 +125,13 @@ func (c *Client) Explain(ctx context.Context, q ExplainRequest) (ExplainResponse
 
 // Flows calls each with the records that f selects, oldest first, until there
 // are no more (or for ever with Follow), ctx is done or each returns an error.
+// It says nothing of records that are missing.
 func (c *Client) Flows(ctx context.Context, f Filter, each func(flow.Record) error) error {
+	return c.FlowsAndLosses(ctx, f, each, func(Lost) error { return nil })
+}
+
+// FlowsAndLosses is Flows, and calls lost where records are missing, with Follow.
+func (c *Client) FlowsAndLosses(ctx context.Context, f Filter, each func(flow.Record) error, lost func(Lost) error) error {
 	body, err := c.do(ctx, http.MethodGet, "/v1/flows?"+f.Query().Encode(), nil)
 	if err != nil {
 		return err
@@ -133,14 +139,23 @@ func (c *Client) Flows(ctx context.Context, f Filter, each func(flow.Record) err
 	defer func() { _ = body.Close() }()
 	dec := json.NewDecoder(body)
 	for {
-		var r flow.Record
-		if err := dec.Decode(&r); err != nil {
+		var line struct {
+			flow.Record
+			Where string `json:"where"`
+			Lost  uint64 `json:"lost"`
+		}
+		if err := dec.Decode(&line); err != nil {
 			if errors.Is(err, io.EOF) || ctx.Err() != nil {
 				return nil
 			}
 			return fmt.Errorf("agent's answer: %w", err)
 		}
-		if err := each(r); err != nil {
+		if line.Type == TypeLost {
+			err = lost(Lost{Type: TypeLost, Time: line.Time, Where: line.Where, Lost: line.Lost})
+		} else {
+			err = each(line.Record)
+		}
+		if err != nil {
 			return err
 		}
 	}

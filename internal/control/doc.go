@@ -5,7 +5,7 @@
 //	GET  /v1/status              Status
 //	GET  /v1/endpoints           []Endpoint
 //	GET  /v1/policies            []Policy
-//	GET  /v1/flows               flow.Record, one JSON object a line; ?follow=1 goes on; Filter as query
+//	GET  /v1/flows               flow.Record, one JSON object a line; ?follow=1 goes on, with Lost where some are missing; Filter as query
 //	POST /v1/explain             ExplainRequest -> ExplainResponse
 //	GET  /metrics                Prometheus text format
 //

@@ -105,6 +105,23 @@ type Policy struct {
 	Problems  []Problem `json:"problems,omitempty"`
 }
 
+// Lost is a line of followed flows that stands where records are missing.
+type Lost struct {
+	Type string    `json:"type"` // TypeLost, which no record has
+	Time time.Time `json:"time"` // when it was noticed
+	// Where is LostByReader or LostByKernel.
+	Where string `json:"where"`
+	// Lost is how many are missing: records that the filter selects, or events of the whole node.
+	Lost uint64 `json:"lost"`
+}
+
+// What a Lost line says.
+const (
+	TypeLost     = "lost"
+	LostByReader = "reader" // they came faster than this reader took them
+	LostByKernel = "kernel" // the kernel's buffer had no room; counters are exact nevertheless
+)
+
 // ExplainRequest asks what would happen to a flow's first packet. From and To
 // are "namespace/pod" or an address; one of them must be a pod.
 type ExplainRequest struct {
