@@ -32,7 +32,10 @@ type Config struct {
 	// Metrics, if not empty, is a TCP address that serves /metrics alone.
 	Metrics  string
 	Datapath datapath.Config
-	Version  string
+	// IPv4Options judges packets with IPv4 options other than source routes by
+	// their policy; without it they are dropped.
+	IPv4Options bool
+	Version     string
 	// Records is how many flow records are kept in memory.
 	Records int
 	// Now is the clock.
@@ -506,6 +509,7 @@ func (a *Agent) resolve(b manifests.Binding) resolved {
 	}
 	var r resolved
 	r.spec, r.extra, r.err = resolve(b)
+	r.spec.IPOptions = a.cfg.IPv4Options
 	a.links[b] = r
 	return r
 }

@@ -81,7 +81,7 @@ func (p *paths) flags(cmd *cobra.Command) {
 
 func agentCommand() *cobra.Command {
 	var p paths
-	var manifests, node, metrics, level string
+	var manifests, node, metrics, level, options string
 	var quota uint32
 	var records int
 	cmd := &cobra.Command{
@@ -111,13 +111,17 @@ agent takes over. 'posternd uninstall' ends enforcement.`,
 			if err := lv.UnmarshalText([]byte(level)); err != nil {
 				return fmt.Errorf("%w: --log-level: %w", errUsage, err)
 			}
+			parse, err := parseOptions(options)
+			if err != nil {
+				return err
+			}
 			if err := checkBPFFS(p.bpffs); err != nil {
 				return err
 			}
 			return agent.Run(cmd.Context(), agent.Config{
 				Node: node, Manifests: manifests, Socket: p.socket, StateDir: p.state, Metrics: metrics,
-				Datapath: datapath.Config{PinDir: filepath.Join(p.bpffs, "postern"), Mark: p.mark, FlowQuota: quota},
-				Version:  version(), Records: records, Now: time.Now, //nolint:forbidigo // the program's clock starts here
+				Datapath:    datapath.Config{PinDir: filepath.Join(p.bpffs, "postern"), Mark: p.mark, FlowQuota: quota},
+				IPv4Options: parse, Version: version(), Records: records, Now: time.Now, //nolint:forbidigo // the program's clock starts here
 				Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: lv})),
 			})
 		},
@@ -129,8 +133,22 @@ agent takes over. 'posternd uninstall' ends enforcement.`,
 	f.StringVar(&metrics, "metrics", "", "TCP address that serves /metrics, such as 127.0.0.1:9464 (default: the control socket only)")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.Uint32Var(&quota, "flow-quota", 16384, "flows that one pod may have at a time")
+	f.StringVar(&options, "ipv4-options", optionsDrop, "what to do with packets that have IPv4 options: Drop them, or Parse them and judge them by policy; source routes are always dropped")
 	f.IntVar(&records, "records", 65536, "flow records kept in memory")
 	return cmd
+}
+
+// Values of --ipv4-options.
+const (
+	optionsDrop  = "Drop"
+	optionsParse = "Parse"
+)
+
+func parseOptions(s string) (parse bool, err error) {
+	if s != optionsDrop && s != optionsParse {
+		return false, fmt.Errorf("%w: --ipv4-options %q: want %s or %s", errUsage, s, optionsDrop, optionsParse)
+	}
+	return s == optionsParse, nil
 }
 
 func uninstallCommand() *cobra.Command {
