@@ -205,6 +205,8 @@ static __noinline int look_untracked(struct sk_buff *skb, __u32 pf, const struct
 	bpf_core_read(&t.len, sizeof(t.len), &skb->len);
 	if (h.frag == FRAG_FIRST) {
 		k.kind = KIND_FRAG_EGRESS;
+		if (!is_v4(&k.raddr))
+			k.proto = 0;
 		k.lport = h.frag_id >> 16;
 		k.rport = h.frag_id & 0xffff;
 		bpf_map_delete_elem(table, &k);

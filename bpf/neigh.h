@@ -180,7 +180,7 @@ __noinline int ndp_from_pod(struct __sk_buff *skb, const struct endpoint *ep, co
 	}
 	if (p->icmp_type == 136) {
 		__builtin_memcpy(&target, h + 8, 16);
-		if (!own_addr(ep, &target) && !own_link_local(ep, &target))
+		if (is_v4(&target) || (!own_addr(ep, &target) && !own_link_local(ep, &target)))
 			return REASON_NDP;
 	}
 	return 0;

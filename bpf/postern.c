@@ -180,6 +180,9 @@ static __noinline int examine(struct __sk_buff *skb, const struct settings *cfg,
 		if (c->p.ndp && !reason &&
 		    (c->p.hop_limit == 255 || (c->p.hop_limit == 1 && is_link_local(&c->p.src))))
 			return accept(skb, cfg, dir);
+		/* Nothing may open a flow whose answers go to where no packet may go. */
+		if (!reason && is_martian(&c->p.src))
+			reason = REASON_MARTIAN;
 		/*
 		 * The sender was judged by the packet's destination. On a bridge the
 		 * frame's may be another: this pod must not get what is not for it.

@@ -208,6 +208,19 @@ static __always_inline void set_key(struct ctx *c, __u32 kind)
 }
 
 /*
+ * The key of a datagram's fragments: of IPv4 by protocol, of IPv6 not, where
+ * later ones may name another header (RFC 791, RFC 8200 4.5).
+ */
+static __always_inline void set_trail(struct ctx *c)
+{
+	set_key(c, c->dir == EGRESS ? KIND_FRAG_EGRESS : KIND_FRAG_INGRESS);
+	c->key.lport = c->p.frag_id >> 16;
+	c->key.rport = c->p.frag_id & 0xffff;
+	if (!is_v4(&c->key.raddr))
+		c->key.proto = 0;
+}
+
+/*
  * Fragments are let through only behind their accepted first one, in order and
  * without overlap: Linux sends them so, and what a reassembler would make of
  * anything else is not knowable here.
@@ -223,9 +236,7 @@ __noinline int later_fragment(struct ctx *c)
 	table = bpf_map_lookup_elem(&flows, &c->slot);
 	if (!table)
 		return REASON_FRAGMENT;
-	set_key(c, c->dir == EGRESS ? KIND_FRAG_EGRESS : KIND_FRAG_INGRESS);
-	c->key.lport = c->p.frag_id >> 16;
-	c->key.rport = c->p.frag_id & 0xffff;
+	set_trail(c);
 	f = bpf_map_lookup_elem(table, &c->key);
 	if (!f)
 		return REASON_FRAGMENT;
@@ -252,9 +263,7 @@ __noinline int first_fragment(struct ctx *c)
 	table = bpf_map_lookup_elem(&flows, &c->slot);
 	if (!table)
 		return REASON_FRAGMENT;
-	set_key(c, c->dir == EGRESS ? KIND_FRAG_EGRESS : KIND_FRAG_INGRESS);
-	c->key.lport = c->p.frag_id >> 16;
-	c->key.rport = c->p.frag_id & 0xffff;
+	set_trail(c);
 	f = bpf_map_lookup_elem(table, &c->key);
 	if (f && !expired(cfg, &c->key, f, c->now)) {
 		bpf_map_delete_elem(table, &c->key);
@@ -329,6 +338,8 @@ __noinline int icmp_error(struct __sk_buff *skb, struct ctx *c, const struct end
 	} else if (proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6) {
 		bool request = h[0] == (proto == IPPROTO_ICMP ? 8 : 128);
 
+		if (!request && h[0] != (proto == IPPROTO_ICMP ? 0 : 129))
+			return REASON_ICMP_ERROR;
 		c->key.lport = c->key.rport = (__u16)h[4] << 8 | h[5];
 		/* Inside is what the other side of this packet's direction sent. */
 		c->key.kind = (c->dir == INGRESS) == request ? KIND_ECHO_EGRESS : KIND_ECHO_INGRESS;
@@ -352,6 +363,7 @@ __noinline int flow_verdict(struct __sk_buff *skb, struct ctx *c, const struct e
 	struct flow *f;
 	__u32 kind = KIND_FLOW;
 	void *table;
+	int reason;
 
 	if (!c || !ep || !cfg)
 		return REASON_MALFORMED;
@@ -386,8 +398,10 @@ __noinline int flow_verdict(struct __sk_buff *skb, struct ctx *c, const struct e
 			bpf_map_delete_elem(table, &c->key);
 			return c->a.rule & RULE_MASK ?: REASON_NO_RULESET;
 		}
-		touch(c, f);
-		goto admitted;
+		reason = c->p.frag ? first_fragment(c) : 0;
+		if (!reason)
+			touch(c, f);
+		return reason;
 	}
 	if (reply || (tcp && !syn))
 		return REASON_NO_FLOW;
@@ -409,22 +423,22 @@ __noinline int flow_verdict(struct __sk_buff *skb, struct ctx *c, const struct e
 			f->service = c->a.service;
 			f->revision = c->revision;
 		}
-		touch(c, f);
-		goto admitted;
-	}
-	count_accept(c->slot, c->a.rule, c->segs, c->len);
-	if ((c->p.proto == IPPROTO_ICMP || c->p.proto == IPPROTO_ICMPV6) && !echo) {
-		emit_verdict(c, ep->gen);
-		goto admitted;
+		reason = c->p.frag ? first_fragment(c) : 0;
+		if (!reason)
+			touch(c, f);
+		return reason;
 	}
 	if (f)
 		emit_close(ep, &c->key, f, c->now);
-	if (!insert(c, 0))
+	/* ICMP without an identifier has no flow; each is judged. */
+	if ((echo || (c->p.proto != IPPROTO_ICMP && c->p.proto != IPPROTO_ICMPV6)) && !insert(c, 0))
 		return REASON_TABLE_FULL;
+	/* One frame, one verdict: told when nothing can drop it any more. */
+	reason = c->p.frag ? first_fragment(c) : 0;
+	if (reason)
+		return reason;
+	count_accept(c->slot, c->a.rule, c->segs, c->len);
 	emit_verdict(c, ep->gen);
-admitted:
-	if (c->p.frag == FRAG_FIRST)
-		return first_fragment(c);
 	return 0;
 }
 

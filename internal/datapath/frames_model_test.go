@@ -56,10 +56,7 @@ type opinion struct {
 	decision policy.Decision
 	// how an accepted frame came through without a verdict of its own.
 	how string
-	// answersMartian: the pod answers a packet that it has got from an address
-	// on no wire. Short packets of such a flow pass; nobody routes them.
-	answersMartian bool
-	p              packet.Packet
+	p   packet.Packet
 }
 
 const ungovernedWithoutFlow = "ungoverned without a flow"
@@ -131,15 +128,19 @@ func (m *frameModel) judge(s sent) opinion {
 			return drop(flow.ReasonDestMAC)
 		}
 		if ok && martian(p.Tuple.Dst) {
-			o := drop(flow.ReasonMartian)
-			o.answersMartian = m.flows[m.key(p, s.dir)] != nil
-			return o
+			return drop(flow.ReasonMartian)
 		}
 	} else {
 		own = p.Tuple.Dst
 		fresh := p.HopLimit == 255 || (p.HopLimit == 1 && linkLocal(p.Tuple.Src))
 		if p.Neighbour && fresh {
 			return pass("neighbour")
+		}
+		if ok && martian(p.Tuple.Src) {
+			if !governed {
+				return pass("not understood")
+			}
+			return drop(flow.ReasonMartian)
 		}
 		if m.pod.spec.Bridged && ok && m.index(own) < 0 && unicast(own) && !linkLocal(own) {
 			return drop(flow.ReasonDestMAC)
@@ -173,6 +174,9 @@ func (m *frameModel) conversation(p packet.Packet, dir policy.Direction) opinion
 	live := opinion{accept: true, how: "live"}
 	key := m.key(p, dir)
 	trail := modelTrail{dir, key.local, key.remote, p.Tuple.Protocol, p.Fragment.ID}
+	if key.remote.Is6() {
+		trail.proto = 0 // RFC 8200 section 4.5
+	}
 
 	if p.Fragment.Place == packet.FragmentLater {
 		next, known := m.trails[trail]
@@ -212,9 +216,6 @@ func (m *frameModel) conversation(p packet.Packet, dir policy.Direction) opinion
 				m.remember(key)
 			}
 		}
-	} else if tcp {
-		state.fin[dir] = state.fin[dir] || p.TCPFlags&packet.TCPFin != 0
-		state.ended = state.ended || p.TCPFlags&packet.TCPRst != 0 || state.fin == [2]bool{true, true}
 	}
 	if p.Fragment.Place == packet.FragmentFirst {
 		if _, again := m.trails[trail]; again {
@@ -225,6 +226,10 @@ func (m *frameModel) conversation(p packet.Packet, dir policy.Direction) opinion
 			m.trails = map[modelTrail]int{}
 		}
 		m.trails[trail] = p.Fragment.Length
+	}
+	if state != nil && tcp && !opens {
+		state.fin[dir] = state.fin[dir] || p.TCPFlags&packet.TCPFin != 0
+		state.ended = state.ended || p.TCPFlags&packet.TCPRst != 0 || state.fin == [2]bool{true, true}
 	}
 	return o
 }
@@ -268,10 +273,12 @@ func (m *frameModel) knowsInner(p packet.Packet, dir policy.Direction) bool {
 		sender = policy.Egress
 	}
 	if in.Protocol == packet.ProtocolICMP || in.Protocol == packet.ProtocolICMPv6 {
-		// What is no request is taken for the reply; with its identifier, it
-		// tells the one who has asked nothing that a reply would not.
+		request, reply := echo(in.Protocol, p.InnerICMPType)
+		if !request && !reply {
+			return false
+		}
 		key.echo, key.asker = true, sender
-		if request, _ := echo(in.Protocol, p.InnerICMPType); !request {
+		if reply {
 			key.asker = 1 - sender
 		}
 	}
@@ -378,8 +385,8 @@ func (m *frameModel) neighbour(p packet.Packet, frame []byte) opinion {
 	}
 	if p.ICMPType == 136 {
 		target := netip.AddrFrom16([16]byte(b[8:24]))
-		// An IPv4 address in IPv6's clothes is nobody's neighbour; the pod may name its own.
-		if m.index(target) < 0 && !m.ownLinkLocal(target) {
+		// An IPv4 address in IPv6's clothes is nobody's neighbour.
+		if target.Is4In6() || (m.index(target) < 0 && !m.ownLinkLocal(target)) {
 			return no
 		}
 	}
