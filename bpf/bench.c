@@ -58,6 +58,12 @@ SEC("tcx/ingress") int bench_empty(struct __sk_buff *skb)
 	return TCX_NEXT;
 }
 
+/* A first packet whose flow stays: user space empties the table now and then. */
+SEC("tcx/ingress") int bench_open(struct __sk_buff *skb)
+{
+	return next_flow(skb) ? TCX_DROP : handle(skb, EGRESS);
+}
+
 /*
  * The flow is removed again, so that the table stays as small as one pod's and
  * its memory is used again, as it is on a node. The removal is part of the figure.

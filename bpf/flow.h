@@ -17,13 +17,13 @@ static __always_inline void count(enum counter which, __u64 n)
 
 /*
  * The reader looks every few milliseconds by itself; it is woken only when the
- * ring fills. A wake-up for each event costs more than the verdict.
+ * ring's fill crosses a quarter. A wake-up costs more than many verdicts.
  */
 static __always_inline void submit(struct event *e)
 {
-	bpf_ringbuf_submit(e, bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > EVENTS_SIZE / 4 ?
-				      BPF_RB_FORCE_WAKEUP :
-				      BPF_RB_NO_WAKEUP);
+	__u64 fill = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) - EVENTS_SIZE / 4;
+
+	bpf_ringbuf_submit(e, fill < 4096 ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 }
 
 /* Exact: a decision is counted under its rule, or as unattributed if the table is full. */

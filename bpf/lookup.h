@@ -72,49 +72,103 @@ struct walk {
 	__u32 value, world;
 };
 
-static long trie_step(__u32 i, struct walk *w)
+/* How many of n sorted words are at most key. No branch: it could not be foretold. */
+static __always_inline __u32 count_until(const __u32 *sep, __u32 n, __u32 key)
 {
-	__u32 idx = w->value & ~TRIE_CHILD, byte, word, run;
-	struct trie_node *n;
-	void *m;
-	__u32 *v;
+	__u64 k = 0;
+	__u32 i;
 
-	m = bpf_map_lookup_elem(&trie_nodes, &w->world);
-	n = m ? bpf_map_lookup_elem(m, &idx) : 0;
-	if (!n) {
-		w->value = CLASS_MISSING;
-		return 1;
+#pragma unroll
+	for (i = 0; i < n; i++) {
+		__u64 d = (__u64)sep[i] - key - 1;
+
+		asm volatile("" : "+r"(d));
+		k += d >> 63;
 	}
-	if (n->nskip) {
-		__u32 bits = (n->nskip & 7) * 8;
+	return k;
+}
 
-		if (w->hi >> ((64 - bits) & 63) != n->skip) {
-			w->value = n->miss;
-			return 1;
-		}
+static __always_inline __u64 word64(const struct trie_line *n, __u32 i)
+{
+	return n->w[i] | (__u64)n->w[i + 1] << 32;
+}
+
+static __always_inline void shift(struct walk *w, __u32 bytes)
+{
+	__u32 bits = (bytes & 7) * 8;
+
+	if (bytes >= 8) {
+		w->hi = w->lo;
+		w->lo = 0;
+	}
+	if (bits) {
 		w->hi = w->hi << bits | w->lo >> ((64 - bits) & 63);
 		w->lo <<= bits;
 	}
-	byte = w->hi >> 56;
-	w->hi = w->hi << 8 | w->lo >> 56;
-	w->lo <<= 8;
-	word = byte >> 6;
-	run = popcount64(n->starts[word & 3] & ~0ULL >> (63 - (byte & 63))) - 1;
-	if (word == 1)
-		run += n->before[0];
-	else if (word == 2)
-		run += n->before[1];
-	else if (word == 3)
-		run += n->before[2];
-	if (n->base == TRIE_INLINED) {
-		w->value = run < TRIE_INLINE ? n->runs[run] : CLASS_MISSING;
-	} else {
-		run += n->base;
-		m = bpf_map_lookup_elem(&trie_runs, &w->world);
-		v = m ? bpf_map_lookup_elem(m, &run) : 0;
-		w->value = v ? *v : CLASS_MISSING;
+}
+
+static long trie_step(__u32 i, struct walk *w)
+{
+	void *m = bpf_map_lookup_elem(&trie, &w->world);
+	__u32 kind = w->value & TRIE_KIND, idx = w->value & TRIE_INDEX, key = w->hi >> 32, k;
+	struct trie_line *n;
+
+	n = m ? bpf_map_lookup_elem(m, &idx) : 0;
+	if (!n)
+		goto missing;
+	if (kind == TRIE_TREE) {
+		k = count_until(n->w, 15, key);
+		if (k > n->w[15])
+			k = n->w[15];
+		idx += 1 + k;
+		n = bpf_map_lookup_elem(m, &idx);
+		if (!n)
+			goto missing;
+		kind = TRIE_LEAF;
 	}
-	return w->value == CLASS_MISSING || !(w->value & TRIE_CHILD);
+	if (kind == TRIE_LEAF) {
+		k = count_until(n->w, 7, key);
+		w->value = *(volatile __u32 *)&n->w[8 + (k & 7)];
+		w->hi = w->hi << 32 | w->lo >> 32;
+		w->lo <<= 32;
+	} else if (kind == TRIE_DENSE) {
+		__u32 byte = w->hi >> 56, word = byte >> 6;
+
+		k = popcount64(word64(n, (word & 3) * 2) & ~0ULL >> (63 - (byte & 63))) + 8;
+		if (word)
+			k += n->w[8] >> ((word - 1) * 8 & 31) & 0xff;
+		if (k >= 16) {
+			idx += k / 16;
+			n = bpf_map_lookup_elem(m, &idx);
+			if (!n)
+				goto missing;
+		}
+		w->value = *(volatile __u32 *)&n->w[k & 15];
+		shift(w, 1);
+	} else {
+		__u32 bytes = n->w[0] & SKIP_BYTES, bits = (bytes & 7) * 8;
+		__u64 hi = w->hi, lo = w->lo;
+
+		if (bytes >= 8)
+			lo = bits ? lo >> ((64 - bits) & 63) << ((64 - bits) & 63) : 0;
+		else
+			lo = 0, hi = bits ? hi >> ((64 - bits) & 63) << ((64 - bits) & 63) : 0;
+		if (hi != word64(n, 2) || lo != word64(n, 4)) {
+			w->value = n->w[1];
+			return 1;
+		}
+		shift(w, bytes);
+		k = 0;
+		if (n->w[0] & SKIP_WINDOW) {
+			k = count_until(n->w + 6, 4, w->hi >> 32);
+			shift(w, 4);
+		}
+		w->value = *(volatile __u32 *)&n->w[10 + (k & 7)];
+	}
+	return !(w->value & TRIE_CHILD);
+missing:
+	w->value = CLASS_MISSING;
+	return 1;
 }
 
 /*
@@ -124,7 +178,8 @@ static long trie_step(__u32 i, struct walk *w)
 __noinline __u32 trie_walk(const struct addr *a, __u32 world)
 {
 	struct walk w = { .world = world };
-	__u32 root, *v;
+	struct trie_line *line;
+	__u32 root, idx;
 	void *m;
 
 	if (!a)
@@ -138,14 +193,14 @@ __noinline __u32 trie_walk(const struct addr *a, __u32 world)
 		w.hi = bpf_be64_to_cpu(a->d[0]);
 		w.lo = bpf_be64_to_cpu(a->d[1]);
 		root = 65536 + (__u32)(w.hi >> 48);
-		w.hi = w.hi << 16 | w.lo >> 48;
-		w.lo <<= 16;
+		shift(&w, 2);
 	}
-	m = bpf_map_lookup_elem(&trie_roots, &world);
-	v = m ? bpf_map_lookup_elem(m, &root) : 0;
-	if (!v)
+	idx = root / 16;
+	m = bpf_map_lookup_elem(&trie, &world);
+	line = m ? bpf_map_lookup_elem(m, &idx) : 0;
+	if (!line)
 		return CLASS_MISSING;
-	w.value = *(volatile __u32 *)v;
+	w.value = *(volatile __u32 *)&line->w[root & 15];
 	if (w.value & TRIE_CHILD)
 		bpf_loop(14, trie_step, &w, 0);
 	/* A child where the address ends, or a hole: deny. */

@@ -8,7 +8,7 @@
 
 /* Types that only inner maps and user space name: without a use they are missing in BTF. */
 #define IN_BTF(type) const struct type *unused_##type __attribute__((unused))
-IN_BTF(trie_node);
+IN_BTF(trie_line);
 IN_BTF(entry);
 IN_BTF(service_key);
 IN_BTF(service);
@@ -98,33 +98,14 @@ struct {
 		__array(values, struct inner);                     \
 	} name SEC(".maps")
 
-/* First 16 bits of the address -> class or node; IPv4 at 0, IPv6 at 65536. */
-struct world_roots {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2 * 65536);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__type(key, __u32);
-	__type(value, __u32);
-};
-WORLD_MAP(trie_roots, world_roots);
-
-struct world_nodes {
+struct world_trie {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__uint(map_flags, BPF_F_INNER_MAP | BPF_F_MMAPABLE);
 	__type(key, __u32);
-	__type(value, struct trie_node);
+	__type(value, struct trie_line);
 };
-WORLD_MAP(trie_nodes, world_nodes);
-
-struct world_runs {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__uint(map_flags, BPF_F_INNER_MAP | BPF_F_MMAPABLE);
-	__type(key, __u32);
-	__type(value, __u32);
-};
-WORLD_MAP(trie_runs, world_runs);
+WORLD_MAP(trie, world_trie);
 
 struct world_cells {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -16,7 +16,6 @@
 #define MAX_ADDRS 8	   /* addresses of one endpoint */
 #define MAX_WORLDS 4	   /* worlds that may exist at one time */
 #define MAX_COMBOS 8	   /* distinct (class, port) pairs of one service port */
-#define TRIE_INLINE 3	   /* runs that a trie node holds itself */
 #define LIST_STEPS 20	   /* binary search: up to 2^20 intervals in one list */
 
 enum direction { EGRESS = 0, INGRESS = 1 };
@@ -133,18 +132,34 @@ struct flow {
 	__u8 pad[6];
 };
 
-/* A node of the address trie: see lookup.h. 64 bytes, one cache line. */
-struct trie_node {
-	__u64 starts[4]; /* bit i: a run of equal values begins at byte value i; bit 0 is always set */
-	__u64 skip;	 /* address bytes that come before this node's own, as a number */
-	__u32 miss;	 /* value if the address has others */
-	__u32 base;	 /* index of the first run in `trie_runs`; TRIE_INLINED: they are in runs */
-	__u8 before[3];	 /* number of runs that begin in starts[0], [0..1], [0..2] */
-	__u8 nskip;	 /* number of bytes in skip, 0..7 */
-	__u32 runs[TRIE_INLINE];
+/*
+ * The address trie is an array of lines, a cache line each. The first 8,192 hold
+ * the roots: a value for each first 16 bits of an address, IPv4 before IPv6. A
+ * value is a class, or TRIE_CHILD with a kind and the index of the child's first line:
+ *
+ *   dense  the next byte, for many prefixes. Words 0-7: bit i is set where a run
+ *          of equal values begins at byte value i; 8: the number of bits set in
+ *          the first one, two, three 64-bit words, a byte each; from 9 on, over as
+ *          many lines as it takes: a value for each run
+ *   leaf   the next 32 bits, up to 8 ranges. Words 0-6: where the second range and
+ *          those behind it begin; 8-15: values
+ *   tree   the next 32 bits, up to 16 leaves in the lines behind. Words 0-14:
+ *          where the second leaf's ranges and those behind it begin; 15: last leaf
+ *   skip   word 0: number of bytes, SKIP_WINDOW; 1: value if the address has
+ *          others; 2-5: these bytes, left-aligned, two 64-bit words; then a leaf of
+ *          5 ranges (6-9: beginnings, 10-14: values), or without SKIP_WINDOW one value
+ */
+struct trie_line {
+	__u32 w[16];
 };
-#define TRIE_INLINED 0xffffffffu
-#define TRIE_CHILD 0x80000000u /* value is the index of a node; else a class */
+#define TRIE_CHILD 0x80000000u
+#define TRIE_KIND 0x60000000u
+#define TRIE_DENSE 0x00000000u
+#define TRIE_LEAF 0x20000000u
+#define TRIE_TREE 0x40000000u
+#define TRIE_INDEX 0x1fffffffu
+#define SKIP_BYTES 0xffu
+#define SKIP_WINDOW 0x100u
 
 /* Properties of a class, in the top bits of its number. */
 #define CLASS_NODE 0x40000000u /* address of a node: NodePorts answer here */

@@ -183,7 +183,7 @@ func (a *Agent) status() (control.Status, error) {
 	slices.SortStableFunc(s.Problems, func(a, b control.Problem) int { return cmp.Compare(a.Severity, b.Severity) })
 	st := a.dp.Contents().Stats()
 	s.Kernel = map[string]int{
-		"prefixes": st.Prefixes, "classes": st.Classes, "trie_nodes": st.Nodes, "rulesets": st.Rulesets,
+		"prefixes": st.Prefixes, "classes": st.Classes, "trie_lines": st.Lines, "rulesets": st.Rulesets,
 		"cells": st.Cells, "list_entries": st.ListEntries, "services": st.Services,
 	}
 	c, err := a.dp.Counters()

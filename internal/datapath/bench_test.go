@@ -136,8 +136,47 @@ func testRun(b *testing.B, prog *ebpf.Program, spec datapath.EndpointSpec, frame
 	return float64(total.Nanoseconds()) / float64(b.N)
 }
 
+// openRun is testRun for a program that leaves a flow at each repetition.
+func openRun(b *testing.B, r *rig, prog *ebpf.Program, spec datapath.EndpointSpec, frame []byte) float64 {
+	b.Helper()
+	events, err := r.d.Events()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() {
+		if err := events.Close(); err != nil {
+			b.Error(err)
+		}
+	}()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var total time.Duration
+	done := 0
+	for done < b.N {
+		const batch = 4096
+		start := threadTime(b)
+		ret, err := prog.Run(&ebpf.RunOptions{Data: frame, Context: &skb{Ifindex: uint32(spec.Ifindex)}, Repeat: batch})
+		total += threadTime(b) - start
+		if err != nil || ret != tcxNext {
+			b.Fatalf("test run: %d, %v", int32(ret), err)
+		}
+		done += batch
+		if err := r.d.ResetFlows(spec.Ifindex); err != nil {
+			b.Fatal(err)
+		}
+		events.SetDeadline(time.Now())
+		for {
+			if _, err := events.Read(); err != nil {
+				break
+			}
+		}
+	}
+	return float64(total.Nanoseconds()) / float64(done)
+}
+
 // threadTime is the processor time of the calling thread.
 func threadTime(tb testing.TB) time.Duration {
+	tb.Helper()
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
 		tb.Fatal(err)
@@ -199,6 +238,8 @@ func BenchmarkFirst(b *testing.B) {
 				nothing := testRun(b, progs.BenchNothing, spec, frame)
 				first := testRun(b, progs.BenchFirst, spec, frame)
 				b.ReportMetric(first-nothing, "net-ns/op")
+				opened := openRun(b, r, progs.BenchOpen, spec, frame)
+				b.ReportMetric(opened-nothing, "open-ns/op")
 			})
 		}
 	}
@@ -221,7 +262,9 @@ func benchTargets(rng *rand.Rand, s *policy.Snapshot, v6 bool) []netip.Addr {
 		if i%2 == 0 {
 			p = nets[rng.IntN(len(nets))]
 		}
-		out[i] = randomIn(rng, p)
+		for out[i] = randomIn(rng, p); out[i].IsLoopback(); {
+			out[i] = randomIn(rng, randomPrefix(rng, v6)) // dropped before any rule
+		}
 	}
 	return out
 }

@@ -242,8 +242,8 @@ func frameOf(t packet.Tuple, dir policy.Direction, host packettest.MAC) []byte {
 	if t.Src.Is4() != t.Dst.Is4() {
 		return nil
 	}
-	if dir == policy.Egress && (t.Dst.IsLoopback() || t.Dst.IsUnspecified() || (t.Dst.Is4() && t.Dst.As4()[0] == 0)) {
-		return nil // martian
+	if remote := map[policy.Direction]netip.Addr{policy.Egress: t.Dst, policy.Ingress: t.Src}[dir]; martian(remote) {
+		return nil
 	}
 	src, dst := packettest.MACFrom(podMAC), host
 	if dir == policy.Ingress {

@@ -14,7 +14,7 @@ import (
 // are generated from the C: size, and each field's name, offset and size.
 func TestMapstateLayout(t *testing.T) {
 	for _, tc := range []struct{ ours, kernels any }{
-		{mapstate.Node{}, bpf.PosternTrieNode{}},
+		{struct{ W mapstate.Line }{}, bpf.PosternTrieLine{}},
 		{mapstate.Entry{}, bpf.PosternEntry{}},
 		{mapstate.ServiceKey{}, bpf.PosternServiceKey{}},
 		{mapstate.Service{}, bpf.PosternService{}},

@@ -12,20 +12,18 @@ import (
 // world is a mapstate.World in the kernel.
 type world struct {
 	index    uint32
-	roots    *ebpf.Map
-	nodes    *ebpf.Map
-	runs     *ebpf.Map
+	trie     *ebpf.Map
 	cells    *ebpf.Map
 	entries  *ebpf.Map
 	services *ebpf.Map
 
-	rootMem, nodeMem, runMem, entryMem, cellMem *shared
+	trieMem, entryMem, cellMem *shared
 }
 
-// outer returns the six maps of maps, in the order of world's fields.
+// outer returns the four maps of maps, in the order of world's fields.
 func (d *Datapath) outer() []*ebpf.Map {
 	o := &d.objs
-	return []*ebpf.Map{o.TrieRoots, o.TrieNodes, o.TrieRuns, o.Cells, o.Entries, o.Services}
+	return []*ebpf.Map{o.Trie, o.Cells, o.Entries, o.Services}
 }
 
 // room is the capacity for n elements: half as much again, or an eighth of many,
@@ -52,9 +50,7 @@ func (d *Datapath) newWorld(index uint32, c mapstate.Contents) (w *world, err er
 			err = fmt.Errorf("map %s with %d entries: %w", outer, entries, err)
 		}
 	}
-	make(&w.roots, "trie_roots", mapstate.Roots)
-	make(&w.nodes, "trie_nodes", room(len(c.Nodes), 1024))
-	make(&w.runs, "trie_runs", room(len(c.Runs), 4096))
+	make(&w.trie, "trie", room(len(c.Trie), 1024))
 	make(&w.cells, "cells", room(len(c.Cells), 16384))
 	make(&w.entries, "entries", room(len(c.Entries), 8192))
 	make(&w.services, "services", room(len(c.Services), 1024))
@@ -64,19 +60,18 @@ func (d *Datapath) newWorld(index uint32, c mapstate.Contents) (w *world, err er
 	for _, m := range []struct {
 		dst **shared
 		m   *ebpf.Map
-	}{{&w.rootMem, w.roots}, {&w.nodeMem, w.nodes}, {&w.runMem, w.runs}, {&w.entryMem, w.entries}, {&w.cellMem, w.cells}} {
+	}{{&w.trieMem, w.trie}, {&w.entryMem, w.entries}, {&w.cellMem, w.cells}} {
 		if *m.dst, err = mapShared(m.m); err != nil {
 			return w, err
 		}
 	}
 	err = errors.Join(
-		copyIn(w.nodeMem, 0, c.Nodes), copyIn(w.runMem, 0, c.Runs),
-		copyIn(w.entryMem, 0, c.Entries), copyIn(w.rootMem, 0, c.Roots),
+		copyIn(w.trieMem, 0, c.Trie), copyIn(w.entryMem, 0, c.Entries),
 		copyIn(w.cellMem, 0, c.Cells), putAll(w.services, c.Services))
 	if err != nil {
 		return w, err
 	}
-	for i, m := range []*ebpf.Map{w.roots, w.nodes, w.runs, w.cells, w.entries, w.services} {
+	for i, m := range []*ebpf.Map{w.trie, w.cells, w.entries, w.services} {
 		if err = d.outer()[i].Put(index, m); err != nil {
 			return w, fmt.Errorf("world %d: %w", index, err)
 		}
@@ -86,10 +81,10 @@ func (d *Datapath) newWorld(index uint32, c mapstate.Contents) (w *world, err er
 
 func (w *world) close() error {
 	var errs []error
-	for _, s := range []*shared{w.rootMem, w.nodeMem, w.runMem, w.entryMem, w.cellMem} {
+	for _, s := range []*shared{w.trieMem, w.entryMem, w.cellMem} {
 		errs = append(errs, s.close())
 	}
-	for _, m := range []*ebpf.Map{w.roots, w.nodes, w.runs, w.cells, w.entries, w.services} {
+	for _, m := range []*ebpf.Map{w.trie, w.cells, w.entries, w.services} {
 		if m != nil {
 			errs = append(errs, m.Close())
 		}
@@ -99,20 +94,15 @@ func (w *world) close() error {
 
 // fits reports whether contents have room in w's maps.
 func (w *world) fits(c mapstate.Contents) bool {
-	return len(c.Nodes) <= w.nodeMem.len && len(c.Runs) <= w.runMem.len && len(c.Entries) <= w.entryMem.len &&
+	return len(c.Trie) <= w.trieMem.len && len(c.Entries) <= w.entryMem.len &&
 		len(c.Cells) <= w.cellMem.len && len(c.Services) <= int(w.services.MaxEntries())
 }
 
 // early writes what is not reachable yet, then the pointers.
 func (w *world) early(c mapstate.Contents, ch *mapstate.Changes) error {
-	for _, i := range ch.Nodes {
-		if err := copyIn(w.nodeMem, int(i), c.Nodes[i:i+1]); err != nil {
-			return fmt.Errorf("trie_nodes: %w", err)
-		}
-	}
-	for _, b := range ch.Runs {
-		if err := copyIn(w.runMem, int(b.Off), c.Runs[b.Off:b.Off+b.Len]); err != nil {
-			return fmt.Errorf("trie_runs: %w", err)
+	for _, b := range ch.Lines {
+		if err := copyIn(w.trieMem, int(b.Off), c.Trie[b.Off:b.Off+b.Len]); err != nil {
+			return fmt.Errorf("trie: %w", err)
 		}
 	}
 	for _, b := range ch.Entries {
@@ -132,13 +122,9 @@ func (w *world) early(c mapstate.Contents, ch *mapstate.Changes) error {
 		}
 	}
 	for _, i := range ch.Pointers {
-		if err := w.runMem.store(int(i), 0, c.Runs[i]); err != nil {
-			return fmt.Errorf("trie_runs: %w", err)
-		}
-	}
-	for _, i := range ch.Roots {
-		if err := w.rootMem.store(int(i), 0, c.Roots[i]); err != nil {
-			return fmt.Errorf("trie_roots: %w", err)
+		line, word := i/mapstate.LineWords, i%mapstate.LineWords
+		if err := w.trieMem.store(int(line), 4*int(word), c.Trie[line][word]); err != nil {
+			return fmt.Errorf("trie: %w", err)
 		}
 	}
 	if err := putAll(w.services, ch.Services); err != nil {

@@ -22,7 +22,7 @@ func Judged(a netip.Addr) netip.Addr {
 // is the IPv4 network that it stands for, any other is p itself.
 func JudgedPrefix(p netip.Prefix) netip.Prefix {
 	a := p.Addr()
-	if p.Bits() < 96 || !(a.Is4In6() || nat64.Contains(a)) {
+	if p.Bits() < 96 || (!a.Is4In6() && !nat64.Contains(a)) {
 		return p
 	}
 	return netip.PrefixFrom(Judged(a), p.Bits()-96)

@@ -35,12 +35,11 @@ const (
 	BenchMapSelfBackends     = "self_backends"
 	BenchMapServices         = "services"
 	BenchMapSlotAccepts      = "slot_accepts"
-	BenchMapTrieNodes        = "trie_nodes"
-	BenchMapTrieRoots        = "trie_roots"
-	BenchMapTrieRuns         = "trie_runs"
+	BenchMapTrie             = "trie"
 	BenchProgBenchEmpty      = "bench_empty"
 	BenchProgBenchFirst      = "bench_first"
 	BenchProgBenchNothing    = "bench_nothing"
+	BenchProgBenchOpen       = "bench_open"
 	BenchProgCollectFlows    = "collect_flows"
 	BenchProgFromPod         = "from_pod"
 	BenchProgLookAfterDnat   = "look_after_dnat"
@@ -54,7 +53,7 @@ const (
 	BenchVarUnusedReason     = "unused_reason"
 	BenchVarUnusedService    = "unused_service"
 	BenchVarUnusedServiceKey = "unused_service_key"
-	BenchVarUnusedTrieNode   = "unused_trie_node"
+	BenchVarUnusedTrieLine   = "unused_trie_line"
 )
 
 // LoadBench returns the embedded CollectionSpec for Bench.
@@ -102,6 +101,7 @@ type BenchProgramSpecs struct {
 	BenchEmpty    *ebpf.ProgramSpec `ebpf:"bench_empty"`
 	BenchFirst    *ebpf.ProgramSpec `ebpf:"bench_first"`
 	BenchNothing  *ebpf.ProgramSpec `ebpf:"bench_nothing"`
+	BenchOpen     *ebpf.ProgramSpec `ebpf:"bench_open"`
 	CollectFlows  *ebpf.ProgramSpec `ebpf:"collect_flows"`
 	FromPod       *ebpf.ProgramSpec `ebpf:"from_pod"`
 	LookAfterDnat *ebpf.ProgramSpec `ebpf:"look_after_dnat"`
@@ -131,9 +131,7 @@ type BenchMapSpecs struct {
 	SelfBackends  *ebpf.MapSpec `ebpf:"self_backends"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	SlotAccepts   *ebpf.MapSpec `ebpf:"slot_accepts"`
-	TrieNodes     *ebpf.MapSpec `ebpf:"trie_nodes"`
-	TrieRoots     *ebpf.MapSpec `ebpf:"trie_roots"`
-	TrieRuns      *ebpf.MapSpec `ebpf:"trie_runs"`
+	Trie          *ebpf.MapSpec `ebpf:"trie"`
 }
 
 // BenchVariableSpecs contains global variables before they are loaded into the kernel.
@@ -149,7 +147,7 @@ type BenchVariableSpecs struct {
 	UnusedReason     *ebpf.VariableSpec `ebpf:"unused_reason"`
 	UnusedService    *ebpf.VariableSpec `ebpf:"unused_service"`
 	UnusedServiceKey *ebpf.VariableSpec `ebpf:"unused_service_key"`
-	UnusedTrieNode   *ebpf.VariableSpec `ebpf:"unused_trie_node"`
+	UnusedTrieLine   *ebpf.VariableSpec `ebpf:"unused_trie_line"`
 }
 
 // BenchObjects contains all objects after they have been loaded into the kernel.
@@ -191,9 +189,7 @@ type BenchMaps struct {
 	SelfBackends  *ebpf.Map `ebpf:"self_backends"`
 	Services      *ebpf.Map `ebpf:"services"`
 	SlotAccepts   *ebpf.Map `ebpf:"slot_accepts"`
-	TrieNodes     *ebpf.Map `ebpf:"trie_nodes"`
-	TrieRoots     *ebpf.Map `ebpf:"trie_roots"`
-	TrieRuns      *ebpf.Map `ebpf:"trie_runs"`
+	Trie          *ebpf.Map `ebpf:"trie"`
 }
 
 func (m *BenchMaps) Close() error {
@@ -217,9 +213,7 @@ func (m *BenchMaps) Close() error {
 		m.SelfBackends,
 		m.Services,
 		m.SlotAccepts,
-		m.TrieNodes,
-		m.TrieRoots,
-		m.TrieRuns,
+		m.Trie,
 	)
 }
 
@@ -236,7 +230,7 @@ type BenchVariables struct {
 	UnusedReason     *ebpf.Variable `ebpf:"unused_reason"`
 	UnusedService    *ebpf.Variable `ebpf:"unused_service"`
 	UnusedServiceKey *ebpf.Variable `ebpf:"unused_service_key"`
-	UnusedTrieNode   *ebpf.Variable `ebpf:"unused_trie_node"`
+	UnusedTrieLine   *ebpf.Variable `ebpf:"unused_trie_line"`
 }
 
 // BenchPrograms contains all programs after they have been loaded into the kernel.
@@ -246,6 +240,7 @@ type BenchPrograms struct {
 	BenchEmpty    *ebpf.Program `ebpf:"bench_empty"`
 	BenchFirst    *ebpf.Program `ebpf:"bench_first"`
 	BenchNothing  *ebpf.Program `ebpf:"bench_nothing"`
+	BenchOpen     *ebpf.Program `ebpf:"bench_open"`
 	CollectFlows  *ebpf.Program `ebpf:"collect_flows"`
 	FromPod       *ebpf.Program `ebpf:"from_pod"`
 	LookAfterDnat *ebpf.Program `ebpf:"look_after_dnat"`
@@ -257,6 +252,7 @@ func (p *BenchPrograms) Close() error {
 		p.BenchEmpty,
 		p.BenchFirst,
 		p.BenchNothing,
+		p.BenchOpen,
 		p.CollectFlows,
 		p.FromPod,
 		p.LookAfterDnat,

@@ -244,15 +244,9 @@ type PosternStatsKey struct {
 	Rule uint32
 }
 
-type PosternTrieNode struct {
-	_      structs.HostLayout
-	Starts [4]uint64
-	Skip   uint64
-	Miss   uint32
-	Base   uint32
-	Before [3]uint8
-	Nskip  uint8
-	Runs   [3]uint32
+type PosternTrieLine struct {
+	_ structs.HostLayout
+	W [16]uint32
 }
 
 // Names of all BPF objects in the ELF.
@@ -276,9 +270,7 @@ const (
 	PosternMapSelfBackends     = "self_backends"
 	PosternMapServices         = "services"
 	PosternMapSlotAccepts      = "slot_accepts"
-	PosternMapTrieNodes        = "trie_nodes"
-	PosternMapTrieRoots        = "trie_roots"
-	PosternMapTrieRuns         = "trie_runs"
+	PosternMapTrie             = "trie"
 	PosternProgCollectFlows    = "collect_flows"
 	PosternProgFromPod         = "from_pod"
 	PosternProgLookAfterDnat   = "look_after_dnat"
@@ -292,7 +284,7 @@ const (
 	PosternVarUnusedReason     = "unused_reason"
 	PosternVarUnusedService    = "unused_service"
 	PosternVarUnusedServiceKey = "unused_service_key"
-	PosternVarUnusedTrieNode   = "unused_trie_node"
+	PosternVarUnusedTrieLine   = "unused_trie_line"
 )
 
 // LoadPostern returns the embedded CollectionSpec for Postern.
@@ -364,9 +356,7 @@ type PosternMapSpecs struct {
 	SelfBackends  *ebpf.MapSpec `ebpf:"self_backends"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	SlotAccepts   *ebpf.MapSpec `ebpf:"slot_accepts"`
-	TrieNodes     *ebpf.MapSpec `ebpf:"trie_nodes"`
-	TrieRoots     *ebpf.MapSpec `ebpf:"trie_roots"`
-	TrieRuns      *ebpf.MapSpec `ebpf:"trie_runs"`
+	Trie          *ebpf.MapSpec `ebpf:"trie"`
 }
 
 // PosternVariableSpecs contains global variables before they are loaded into the kernel.
@@ -382,7 +372,7 @@ type PosternVariableSpecs struct {
 	UnusedReason     *ebpf.VariableSpec `ebpf:"unused_reason"`
 	UnusedService    *ebpf.VariableSpec `ebpf:"unused_service"`
 	UnusedServiceKey *ebpf.VariableSpec `ebpf:"unused_service_key"`
-	UnusedTrieNode   *ebpf.VariableSpec `ebpf:"unused_trie_node"`
+	UnusedTrieLine   *ebpf.VariableSpec `ebpf:"unused_trie_line"`
 }
 
 // PosternObjects contains all objects after they have been loaded into the kernel.
@@ -422,9 +412,7 @@ type PosternMaps struct {
 	SelfBackends  *ebpf.Map `ebpf:"self_backends"`
 	Services      *ebpf.Map `ebpf:"services"`
 	SlotAccepts   *ebpf.Map `ebpf:"slot_accepts"`
-	TrieNodes     *ebpf.Map `ebpf:"trie_nodes"`
-	TrieRoots     *ebpf.Map `ebpf:"trie_roots"`
-	TrieRuns      *ebpf.Map `ebpf:"trie_runs"`
+	Trie          *ebpf.Map `ebpf:"trie"`
 }
 
 func (m *PosternMaps) Close() error {
@@ -446,9 +434,7 @@ func (m *PosternMaps) Close() error {
 		m.SelfBackends,
 		m.Services,
 		m.SlotAccepts,
-		m.TrieNodes,
-		m.TrieRoots,
-		m.TrieRuns,
+		m.Trie,
 	)
 }
 
@@ -465,7 +451,7 @@ type PosternVariables struct {
 	UnusedReason     *ebpf.Variable `ebpf:"unused_reason"`
 	UnusedService    *ebpf.Variable `ebpf:"unused_service"`
 	UnusedServiceKey *ebpf.Variable `ebpf:"unused_service_key"`
-	UnusedTrieNode   *ebpf.Variable `ebpf:"unused_trie_node"`
+	UnusedTrieLine   *ebpf.Variable `ebpf:"unused_trie_line"`
 }
 
 // PosternPrograms contains all programs after they have been loaded into the kernel.

@@ -21,6 +21,10 @@ type classes struct {
 	unions  map[[2]classID]classID
 	ofAtom  map[atomID][]classID // classes that hold the atom
 	created []classID            // since the last take
+	last    struct {             // what internCopy said last of one atom
+		atom  atomID
+		class classID
+	}
 }
 
 func newClasses() *classes {
@@ -63,6 +67,21 @@ func (c *classes) intern(set []atomID) classID {
 		c.ofAtom[a] = append(c.ofAtom[a], id)
 	}
 	c.created = append(c.created, id)
+	return id
+}
+
+// internCopy is intern for a slice that the caller goes on to use.
+func (c *classes) internCopy(set []atomID) classID {
+	if len(set) == 1 && c.last.atom == set[0] && c.last.class != 0 {
+		return c.last.class
+	}
+	id, ok := c.ids[key(set)]
+	if !ok {
+		id = c.intern(slices.Clone(set))
+	}
+	if len(set) == 1 {
+		c.last.atom, c.last.class = set[0], id
+	}
 	return id
 }
 

@@ -16,7 +16,7 @@
 //	M1 A class is in the tables of every ruleset it matters to before an address
 //	   gets it, and a ruleset is in the tables of every class before an endpoint
 //	   names it.
-//	M2 Trie nodes are copied on write: the kernel sees an old or a new subtree.
+//	M2 Lines of the trie are copied on write: the kernel sees an old or a new subtree.
 //	M3 What is freed is reused only after Freed is called, that is after a
 //	   grace period.
 //	M5 Every directory has a cell for every class of the world.

@@ -5,10 +5,13 @@ package mapstate
 
 // Bits of trie values and rules, and limits. Source: bpf/types.h.
 const (
-	TrieChild   = 0x80000000
-	TrieInlined = 0xffffffff
-	TrieInline  = 3
-	MaxSkip     = 7
+	TrieChild = 0x80000000
+	TrieIndex = 0x1fffffff
+	TrieKind  = 0x60000000
+	TrieDense = 0x00000000
+	TrieLeaf  = 0x20000000
+	TrieTree  = 0x40000000
+	TrieSkip  = 0x60000000
 
 	ClassNode = 0x40000000
 	ClassMask = 0x3fffffff
@@ -27,16 +30,35 @@ const (
 	Roots = 2 * 65536
 )
 
-// Node is struct trie_node.
-type Node struct {
-	Starts [4]uint64
-	Skip   uint64
-	Miss   uint32
-	Base   uint32
-	Before [3]uint8
-	NSkip  uint8
-	Runs   [TrieInline]uint32
-}
+// LineWords is the number of words in a Line.
+const LineWords = 16
+
+// Line is struct trie_line, a cache line of the trie: see bpf/lookup.h.
+type Line [LineWords]uint32
+
+// Places in a Line, by its kind. Source: bpf/types.h.
+const (
+	denseBefore = 8
+	denseRuns   = 9
+
+	leafSeps = 7 // values follow after one unused word
+	leafVals = leafSeps + 1
+
+	treeSeps   = 15
+	treeLast   = 15
+	treeLeaves = treeSeps + 1
+
+	skipInfo   = 0
+	skipMiss   = 1
+	skipHi     = 2
+	skipLo     = 4
+	skipSep    = 6
+	skipSeps   = 4
+	skipVals   = 10
+	skipBytes  = 0xff
+	skipWindow = 0x100
+	skipMax    = 13
+)
 
 // ListRef is a list of Len entries from Off; a cell holds it as Off<<24 | Len.
 type ListRef struct{ Off, Len uint32 }

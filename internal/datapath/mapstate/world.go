@@ -1,6 +1,7 @@
 package mapstate
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -25,13 +26,11 @@ type Block struct{ Off, Len uint32 }
 // group may be written in any order within itself.
 type Changes struct {
 	// Early: not reachable yet.
-	Nodes   []uint32 // indexes of new nodes
-	Runs    []Block  // new blocks of runs
-	Entries []Block  // new blocks of entries
-	Cells   []Block  // cells that nobody asks for yet, in this order
+	Lines   []Block // new lines of the trie
+	Entries []Block // new blocks of entries
+	Cells   []Block // cells that nobody asks for yet, in this order
 	// Pointers: each is one store; the address range changes class at once.
-	Roots           []uint32 // indexes
-	Pointers        []uint32 // indexes of runs
+	Pointers        []uint32 // words of the trie
 	Services        map[ServiceKey]Service
 	ServicesRemoved []ServiceKey
 	// Relayout: directories moved; only the whole Contents make sense.
@@ -40,7 +39,7 @@ type Changes struct {
 
 // Empty reports whether there is nothing to write.
 func (c *Changes) Empty() bool {
-	return !c.Relayout && len(c.Nodes)+len(c.Runs)+len(c.Entries)+len(c.Cells)+len(c.Roots)+len(c.Pointers)+
+	return !c.Relayout && len(c.Lines)+len(c.Entries)+len(c.Cells)+len(c.Pointers)+
 		len(c.Services)+len(c.ServicesRemoved) == 0
 }
 
@@ -121,7 +120,7 @@ func (w *World) Apply(u Update) (*Changes, error) {
 	if u.Topology != nil {
 		w.setServices(u.Topology.Services)
 	}
-	if u.Topology != nil || len(w.changes.Roots)+len(w.changes.Pointers) > 0 {
+	if u.Topology != nil || len(w.changes.Pointers) > 0 {
 		w.updateServices()
 	}
 	for _, id := range u.RulesetsRemoved {
@@ -140,25 +139,22 @@ func (w *World) Freed() {
 
 // edits turns set changes into changes of each prefix's own class.
 func (w *World) edits(u Update) []edit {
-	changed := map[prefixKey]*change{}
-	at := func(p netip.Prefix) *change {
-		k := keyOf(familyOf(p.Addr()), toPrefix(p))
-		c := changed[k]
-		if c == nil {
-			c = &change{}
-			changed[k] = c
-		}
-		return c
+	n := 0
+	for _, d := range u.Sets {
+		n += len(d.Add) + len(d.Remove)
+	}
+	all := make([]atomEdit, 0, n)
+	at := func(p netip.Prefix, a atomID, add bool) {
+		k := toPrefix(p)
+		all = append(all, atomEdit{k.hi, k.lo, a, k.bits, uint8(familyOf(p.Addr())), add})
 	}
 	for id, d := range u.Sets {
 		a := w.classes.atom(id)
 		for _, p := range d.Add {
-			c := at(p)
-			c.add = append(c.add, a)
+			at(p, a, true)
 		}
 		for _, p := range d.Remove {
-			c := at(p)
-			c.remove = append(c.remove, a)
+			at(p, a, false)
 		}
 	}
 	if u.Topology != nil {
@@ -166,42 +162,69 @@ func (w *World) edits(u Update) []edit {
 		for i := range u.Topology.Nodes {
 			for _, ip := range u.Topology.Nodes[i].IPs {
 				p := netip.PrefixFrom(ip, ip.BitLen())
+				if _, twice := fresh[p]; twice {
+					continue
+				}
 				fresh[p] = struct{}{}
 				if _, ok := w.nodeAddrs[p]; !ok {
-					c := at(p)
-					c.add = append(c.add, w.allNodes)
+					at(p, w.allNodes, true)
 				}
 			}
 		}
 		for p := range w.nodeAddrs {
 			if _, ok := fresh[p]; !ok {
-				c := at(p)
-				c.remove = append(c.remove, w.allNodes)
+				at(p, w.allNodes, false)
 			}
 		}
 		w.nodeAddrs = fresh
 	}
-	out := make([]edit, 0, len(changed))
+	slices.SortFunc(all, func(a, b atomEdit) int {
+		return cmp.Or(cmp.Compare(a.family, b.family), cmp.Compare(a.hi, b.hi), cmp.Compare(a.lo, b.lo), cmp.Compare(a.bits, b.bits))
+	})
 	gone := map[atomID]struct{}{}
 	for _, id := range u.SetsRemoved {
 		if a, ok := w.classes.atoms[id]; ok && id != policy.SetIDProtected {
 			gone[a] = struct{}{}
 		}
 	}
+	var out []edit
 	if len(gone) > 0 {
+		changed := make(map[prefixKey]struct{}, len(all))
+		for _, e := range all {
+			changed[prefixKey{int(e.family), e.hi, e.lo, e.bits}] = struct{}{}
+		}
 		out = w.forget(gone, changed, out)
 	}
-	for k, c := range changed {
-		e := edit{k.family, prefix{hi: k.hi, lo: k.lo, bits: k.bits}}
+	if cap(out) == 0 {
+		out = make([]edit, 0, len(all))
+	}
+	var set []atomID
+	for len(all) > 0 {
+		first := all[0]
+		e := edit{int(first.family), prefix{hi: first.hi, lo: first.lo, bits: first.bits}}
 		old := w.trie.direct(e.family, e.prefix)
-		set := slices.Clone(w.classes.sets[old])
-		set = slices.DeleteFunc(set, func(a atomID) bool {
-			_, g := gone[a]
-			return g || slices.Contains(c.remove, a)
-		})
-		set = append(set, c.add...)
+		set = set[:0]
+		for _, a := range w.classes.sets[old] {
+			if _, g := gone[a]; !g {
+				set = append(set, a)
+			}
+		}
+		n := 0
+		for n < len(all) && all[n].same(first) {
+			if !all[n].add {
+				set = slices.DeleteFunc(set, func(a atomID) bool { return a == all[n].atom })
+			}
+			n++
+		}
+		for _, c := range all[:n] {
+			if c.add {
+				set = append(set, c.atom)
+			}
+		}
+		all = all[n:]
 		slices.Sort(set)
-		e.prefix.class = w.classes.intern(slices.Compact(set))
+		set = slices.Compact(set)
+		e.prefix.class = w.classes.internCopy(set)
 		if e.prefix.class != old {
 			out = append(out, e)
 		}
@@ -209,8 +232,19 @@ func (w *World) edits(u Update) []edit {
 	return out
 }
 
-// change is what happens to a prefix's own atoms.
-type change struct{ add, remove []atomID }
+// atomEdit is an atom that a prefix gets or loses. It holds no pointers: there
+// are a million of them.
+type atomEdit struct {
+	hi, lo uint64
+	atom   atomID
+	bits   uint8
+	family uint8
+	add    bool
+}
+
+func (e atomEdit) same(o atomEdit) bool {
+	return e.family == o.family && e.hi == o.hi && e.lo == o.lo && e.bits == o.bits
+}
 
 // prefixKey is a prefix without its class.
 type prefixKey struct {
@@ -223,7 +257,7 @@ func keyOf(family int, p prefix) prefixKey { return prefixKey{family, p.hi, p.lo
 
 // forget appends the edits that take atoms out of every prefix that is not
 // changed anyway: one edit a prefix.
-func (w *World) forget(gone map[atomID]struct{}, changed map[prefixKey]*change, out []edit) []edit {
+func (w *World) forget(gone map[atomID]struct{}, changed map[prefixKey]struct{}, out []edit) []edit {
 	becomes := map[classID]classID{}
 	for family := range w.trie.prefixes {
 		for _, p := range w.trie.prefixes[family] {
@@ -379,9 +413,7 @@ func (w *World) Lookup(rulesetID uint32, class uint32, proto packet.Protocol, po
 
 // Contents are the arrays and tables to write when a world is new.
 type Contents struct {
-	Roots    []uint32
-	Nodes    []Node
-	Runs     []uint32
+	Trie     []Line
 	Entries  []Entry
 	Cells    []uint64
 	Services map[ServiceKey]Service
@@ -389,19 +421,19 @@ type Contents struct {
 
 // Contents returns w's own slices and maps; they must not be changed.
 func (w *World) Contents() Contents {
-	return Contents{w.trie.roots, w.trie.nodes, w.trie.runs, w.lists.entries, w.cells.data, w.services}
+	return Contents{w.trie.lines, w.lists.entries, w.cells.data, w.services}
 }
 
 // Stats are sizes for status and metrics.
 type Stats struct {
-	Prefixes, Classes, Nodes, Runs, Rulesets, Cells, ListEntries, Services int
+	Prefixes, Classes, Lines, Rulesets, Cells, ListEntries, Services int
 }
 
 // Stats returns the sizes of w.
 func (w *World) Stats() Stats {
 	return Stats{
 		Prefixes: len(w.trie.prefixes[0]) + len(w.trie.prefixes[1]), Classes: len(w.classes.sets),
-		Nodes: len(w.trie.nodes) - len(w.trie.freeNodes), Runs: len(w.trie.runs),
+		Lines:    w.trie.used,
 		Rulesets: len(w.rulesets), Cells: len(w.cells.data), ListEntries: len(w.lists.entries), Services: len(w.services),
 	}
 }
