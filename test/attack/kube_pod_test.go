@@ -223,7 +223,9 @@ func (x *try) secondInterface() {
 	x.settle()
 	if x.on {
 		w.state("shop/frontend", "not-covered")
-		x.beside = append(x.beside, isolation) // the pod's stack chooses eth0 for its answers
+		// What eth1 sent is answered through eth0, and the pod's stack chooses eth0
+		// for what it says to that.
+		x.beside = append(x.beside, isolation, "networkpolicy shop/deny-all ingress isolation")
 	}
 }
 
