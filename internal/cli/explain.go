@@ -21,16 +21,19 @@ func (a *app) explainCommand() *cobra.Command {
 		Use: "explain FROM TO", GroupID: "policy", Args: cobra.ExactArgs(2),
 		Short: "Would this flow be allowed, and which rule says so",
 		Long: `Would this flow be allowed, and which rule says so: the way through tiers, policies
-and rules, for the sender's egress and the receiver's ingress.
+and rules, for the sender's egress and the receiver's ingress. Behind the address of a
+Service each of its ready backends is a receiver, on the backend's port.
 
-FROM and TO are NAMESPACE/POD, NAMESPACE/SERVICE (TO only) or an address; one of them
-is a pod. Without --manifests the agent of this node is asked; with it, the files of
-the directory are, and no agent is needed.
+FROM and TO are NAMESPACE/POD, NAMESPACE/SERVICE (TO only) or an address; where a pod
+and a Service share a name, pod/NAMESPACE/NAME or service/NAMESPACE/NAME says which.
+Without --manifests the agent of this node is asked; with it, the files of the
+directory are, and no agent is needed.
 
 The exit code is 0 if the flow is allowed and 1 if it is denied, or if it depends on
 the backend that a Service chooses.`,
 		Example: `  postern explain shop/frontend 203.0.113.66 --port 443
   postern explain shop/frontend kube-system/kube-dns --port 53 --protocol udp
+  postern explain shop/frontend service/shop/cart --port 80
   postern explain shop/frontend payments/api --port 8080 --manifests ./cluster`,
 	}
 	a.agentFlags(cmd)

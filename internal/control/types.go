@@ -122,8 +122,10 @@ const (
 	LostByKernel = "kernel" // the kernel's buffer had no room; counters are exact nevertheless
 )
 
-// ExplainRequest asks what would happen to a flow's first packet. From and To
-// are "namespace/pod" or an address; one of them must be a pod.
+// ExplainRequest asks what would happen to a flow's first packet. From is
+// "namespace/pod" or an address, To one of these or "namespace/service"; where a
+// pod and a Service share a name, "pod/namespace/name" or "service/namespace/name"
+// says which. A pod must be at one end, or behind the Service.
 type ExplainRequest struct {
 	From     string `json:"from"`
 	To       string `json:"to"`
@@ -131,8 +133,9 @@ type ExplainRequest struct {
 	Protocol string `json:"protocol"`
 }
 
-// ExplainResponse is one Explanation per direction that a policy of this
-// cluster is asked in: egress of From if it is a pod, ingress of To if it is one.
+// ExplainResponse is one Explanation per pod that is asked: egress of From if it
+// is one, ingress of To, or of each backend of the Service that the egress admits.
+// Verdict is deferred if not all of the backends can be reached, nor none.
 type ExplainResponse struct {
 	Verdict      string               `json:"verdict"`
 	Explanations []policy.Explanation `json:"explanations"`
