@@ -111,6 +111,9 @@ func (w *walk) serviceNote(d Decision, backends int) string {
 	case d.Verdict == Deferred:
 		return "the backends get different verdicts; the one that is chosen decides"
 	}
+	if backends == 1 {
+		return "its only backend gets this verdict"
+	}
 	return fmt.Sprintf("all %d backends get this verdict; the rule is the first one's", backends)
 }
 
@@ -131,6 +134,9 @@ func (w *walk) explain() (tiers []TierTrace, d Decision, note string) {
 		tt, td, ok := w.explainTier(tier)
 		if ok {
 			d, decided, note = td, true, tt.Outcome
+			if d.Rule.Index >= 0 {
+				note = "the first rule that matches, in tier " + tier.Name // which one, the Decision says
+			}
 		}
 		tiers = append(tiers, tt)
 	}
@@ -156,13 +162,14 @@ func (w *walk) explainTier(tier Tier) (tt TierTrace, d Decision, decided bool) {
 	tt = TierTrace{Tier: tier.Name, Reached: true}
 	policies := w.policiesOf(tier)
 	tt.Others = w.others(tier)
-	for _, p := range w.silent(tier) {
-		tt.Policies = append(tt.Policies, PolicyTrace{
-			Kind: p.Kind, Namespace: p.Namespace, Name: p.Name, Priority: p.Priority,
-			Note: "selects the pod, but says nothing about " + w.dir.String(),
-		})
-	}
-	for _, p := range policies {
+	for _, p := range w.inOrder(tier, policies) {
+		if !governs(p, w.dir) {
+			tt.Policies = append(tt.Policies, PolicyTrace{
+				Kind: p.Kind, Namespace: p.Namespace, Name: p.Name, Priority: p.Priority,
+				Note: "selects the pod, but says nothing about " + w.dir.String(),
+			})
+			continue
+		}
 		pt := PolicyTrace{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name, Priority: p.Priority, Note: w.policyNote(tier, p)}
 		for i := range p.Rules[w.dir] {
 			r := &p.Rules[w.dir][i]
@@ -220,16 +227,24 @@ func (w *walk) policyNote(tier Tier, p *Policy) string {
 	return ""
 }
 
-// silent returns the tier's policies that select the pod but do not govern the direction.
-func (w *walk) silent(tier Tier) []*Policy {
-	var out []*Policy
+// inOrder puts between the tier's policies, as policiesOf returns them, those that
+// select the pod but do not govern the direction.
+func (w *walk) inOrder(tier Tier, policies []*Policy) []*Policy {
+	var out, unknown []*Policy
+	for _, p := range policies {
+		if p.Tier == tier.Name {
+			out = append(out, p)
+		} else {
+			unknown = append(unknown, p)
+		}
+	}
 	for i := range w.s.Policies {
 		if p := &w.s.Policies[i]; p.Tier == tier.Name && !governs(p, w.dir) && w.selects(&p.Subject) {
 			out = append(out, p)
 		}
 	}
 	sortPolicies(out)
-	return out
+	return append(out, unknown...)
 }
 
 // others counts the tier's policies that do not select the pod.

@@ -81,7 +81,7 @@ func TestExplainText(t *testing.T) {
 		{"accepted by the app's own policy", "10.0.0.2", 5432, `
 egress of shop/web: tcp 10.0.0.1:40000 -> 10.0.0.2:5432 (pod shop/db)
 Forwarded by networkpolicy shop/web egress[0] "to-db"
-  accepted by networkpolicy shop/web egress[0] "to-db"
+  the first rule that matches, in tier networkpolicy
 tier admin: no rule matches; on to the next tier
   ClusterNetworkPolicy guard priority 10
     egress[0] "metadata" Deny to 169.254.169.254/32: no peer is 10.0.0.2
@@ -112,7 +112,7 @@ Deferred by egress deferred "shop/front"
   the backends get different verdicts; the one that is chosen decides
 service shop/front port 80, 2 backends
 backend 10.0.0.2:5432 (pod shop/db): forwarded by networkpolicy shop/web egress[0] "to-db"
-  accepted by networkpolicy shop/web egress[0] "to-db"
+  the first rule that matches, in tier networkpolicy
   tier admin: no rule matches; on to the next tier
     ClusterNetworkPolicy guard priority 10
       egress[0] "metadata" Deny to 169.254.169.254/32: no peer is 10.0.0.2
@@ -141,5 +141,49 @@ backend 10.0.0.9:9999: dropped by networkpolicy shop/web egress isolation
 				t.Errorf("(-want +got)\n%s\n%s", diff, got)
 			}
 		})
+	}
+}
+
+// TestExplainListsPoliciesInOrder: those that say nothing about the direction
+// stand where they would be evaluated.
+func TestExplainListsPoliciesInOrder(t *testing.T) {
+	s := shop()
+	s.Policies = nil
+	for _, p := range []struct {
+		name     string
+		priority int32
+		dir      policy.Direction
+		tier     string
+	}{
+		{"d", 20, policy.Ingress, policy.TierAdmin},
+		{"a", 30, policy.Egress, policy.TierAdmin},
+		{"c", 10, policy.Egress, policy.TierAdmin},
+		{"b", 20, policy.Ingress, policy.TierAdmin},
+		{"lost", 0, policy.Egress, "nowhere"},
+	} {
+		c := policy.Policy{Kind: policy.KindClusterNetworkPolicy, Name: p.name, Tier: p.tier, Priority: p.priority, Subject: policy.Subject{Any: true}}
+		c.Rules[p.dir] = []policy.Rule{{Action: policy.Deny, AnyPort: true}}
+		s.Policies = append(s.Policies, c)
+	}
+	e := policy.Explain(s, podWeb, policy.Egress, tuple("tcp", "10.0.0.1", "1.2.3.4", 80))
+	var got []string
+	for _, p := range e.Tiers[0].Policies {
+		got = append(got, p.Name)
+	}
+	if diff := cmp.Diff([]string{"c", "b", "d", "a", "lost"}, got); diff != "" {
+		t.Errorf("(-want +got)\n%s\n%s", diff, e)
+	}
+}
+
+func TestExplainNotes(t *testing.T) {
+	s := shop()
+	for i := range s.Services {
+		for j := range s.Services[i].Ports {
+			s.Services[i].Ports[j].Backends = s.Services[i].Ports[j].Backends[:1]
+		}
+	}
+	e := policy.Explain(s, podWeb, policy.Egress, tuple("tcp", "10.0.0.1", "10.96.0.10", 80))
+	if e.Note != "its only backend gets this verdict" {
+		t.Errorf("%q", e.Note)
 	}
 }
