@@ -105,7 +105,7 @@ func objectAttacks() []attack {
 			b := netip.MustParseAddr("64:ff9b::").As16()
 			m := metadata(0).As4()
 			copy(b[12:], m[:])
-			x.denied("64:ff9b::169.254.169.254", "isolation|protected", func(tok packettest.Token) []byte { return x.udp(netip.AddrFrom16(b), 80, tok) })
+			x.denied("64:ff9b::169.254.169.254", "networkpolicy ci/wide egress isolation", func(tok packettest.Token) []byte { return x.udp(netip.AddrFrom16(b), 80, tok) })
 		}},
 		{id: "PKT-46", off: open, limit: true, try: (*try).secondInterface},
 		{id: "PKT-48", off: open, limit: true, try: (*try).otherDevice},
