@@ -5,10 +5,15 @@ import (
 	_ "embed" // the app's manifests
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
+	"os"
+	"os/signal"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/postern-dev/postern/deploy/baseline"
 	"github.com/postern-dev/postern/internal/lab"
@@ -33,14 +38,35 @@ type demo struct {
 	cartVIP, dnsVIP               []netip.Addr
 }
 
-// Run tells the story. The error wraps ErrClaim if something in it is not true.
+// Run tells the story. The error wraps ErrClaim if something in it is not true,
+// and ErrUnheard if its output can't be written any more.
 func Run(ctx context.Context, opts Options) (err error) {
+	ctx, hush := context.WithCancelCause(ctx)
+	defer hush(nil)
+	opts.Out = &listener{opts.Out, hush}
+	// Without a receiver a closed pipe or terminal would end this process, with
+	// the lab left behind. What it starts gets the defaults back (execve(2)).
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, unix.SIGPIPE, unix.SIGHUP)
+	go func() {
+		for s := range hangup {
+			if s == unix.SIGHUP {
+				hush(fmt.Errorf("%w: %s", ErrUnheard, s))
+			}
+		}
+	}()
 	d := &demo{Options: opts, start: opts.Now()}
 	d.print("%s\n", d.paint(bold, "Postern: from \"any pod reaches anything\" to default deny, on real packets"))
 	if d.world, err = newWorld(ctx, opts.Posternd); err != nil {
+		if cause := context.Cause(ctx); errors.Is(cause, ErrUnheard) {
+			return cause
+		}
 		return err
 	}
 	defer func() {
+		if cause := context.Cause(ctx); errors.Is(cause, ErrUnheard) {
+			err = cause // everything else follows from it
+		}
 		err = errors.Join(err, d.close())
 		if err == nil {
 			d.end()
@@ -54,7 +80,7 @@ func Run(ctx context.Context, opts Options) (err error) {
 	d.print("posternd runs on the node. A sniffer sits at every destination (203.0.113.66 is evil,")
 	d.print("169.254.169.254 the metadata service, and so on in IPv6) and has the last word.")
 	for _, part := range []func(context.Context) error{d.leaks, d.baseline, d.blocked, d.app, d.tighten, d.killed} {
-		if err := part(ctx); err != nil {
+		if err := errors.Join(part(ctx), ctx.Err()); err != nil {
 			return err
 		}
 	}
@@ -62,6 +88,21 @@ func Run(ctx context.Context, opts Options) (err error) {
 		return fmt.Errorf("%w: %s", ErrClaim, strings.Join(d.failed, "; "))
 	}
 	return nil
+}
+
+// listener notices that nobody reads any more what is written.
+type listener struct {
+	io.Writer
+	hush context.CancelCauseFunc
+}
+
+// Write is io.Writer's.
+func (l *listener) Write(p []byte) (int, error) {
+	n, err := l.Writer.Write(p)
+	if err != nil {
+		l.hush(fmt.Errorf("%w: %w", ErrUnheard, err))
+	}
+	return n, err
 }
 
 // cast finds the pods and Services of the story.

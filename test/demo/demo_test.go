@@ -91,35 +91,50 @@ func TestDemo(t *testing.T) {
 	gone(t, "demo")
 }
 
-// TestDemoInterrupted ends the demo half-way: with Ctrl-C it cleans up itself,
-// with kill -9 the next run does.
-func TestDemoInterrupted(t *testing.T) {
-	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGKILL} {
-		cmd := postern(t, "demo")
-		stdout, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		for sc := bufio.NewScanner(stdout); sc.Scan(); {
-			if strings.HasPrefix(sc.Text(), "3. ") {
-				break
-			}
-		}
-		if err := cmd.Process.Signal(sig); err != nil {
-			t.Fatal(err)
-		}
-		_, _ = io.Copy(io.Discard, stdout)
-		err = cmd.Wait()
-		if sig == syscall.SIGINT {
-			if code := cmd.ProcessState.ExitCode(); code != 130 {
-				t.Errorf("exit code %d after Ctrl-C (%v), want 130", code, err)
-			}
-			gone(t, "demo")
+// interrupt starts the demo, does something when it is at its third chapter, and
+// returns its exit code.
+func interrupt(t *testing.T, what func(cmd *exec.Cmd, stdout io.ReadCloser) error) int {
+	t.Helper()
+	cmd := postern(t, "demo")
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for sc := bufio.NewScanner(stdout); sc.Scan(); {
+		if strings.HasPrefix(sc.Text(), "3. ") {
+			break
 		}
 	}
+	if err := what(cmd, stdout); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, stdout)
+	_ = cmd.Wait()
+	return cmd.ProcessState.ExitCode()
+}
+
+// TestDemoInterrupted ends the demo half-way: it cleans up itself, and what
+// kill -9 leaves the next run does.
+func TestDemoInterrupted(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		want int
+		what func(cmd *exec.Cmd, stdout io.ReadCloser) error
+	}{
+		{"Ctrl-C", 130, func(cmd *exec.Cmd, _ io.ReadCloser) error { return cmd.Process.Signal(syscall.SIGINT) }},
+		{"kill", 130, func(cmd *exec.Cmd, _ io.ReadCloser) error { return cmd.Process.Signal(syscall.SIGTERM) }},
+		{"a terminal that closes", 4, func(cmd *exec.Cmd, _ io.ReadCloser) error { return cmd.Process.Signal(syscall.SIGHUP) }},
+		{"a pipe that closes", 4, func(_ *exec.Cmd, stdout io.ReadCloser) error { return stdout.Close() }},
+	} {
+		if code := interrupt(t, c.what); code != c.want {
+			t.Errorf("%s: exit code %d, want %d", c.name, code, c.want)
+		}
+		gone(t, "demo")
+	}
+	interrupt(t, func(cmd *exec.Cmd, _ io.ReadCloser) error { return cmd.Process.Kill() })
 	if out, err := postern(t, "demo").CombinedOutput(); err != nil {
 		t.Errorf("after kill -9: %v\n%s", err, out)
 	}
