@@ -98,6 +98,9 @@ type identity struct{ kind, namespace, name string }
 // Run enforces until ctx is done; it then returns nil and leaves everything in
 // the kernel in force.
 func Run(ctx context.Context, cfg Config) error {
+	if err := alone(cfg.Socket); err != nil {
+		return err // before anything in the kernel is touched
+	}
 	a := &Agent{
 		cfg: cfg, started: cfg.Now(), work: make(chan func()), records: newRecordRing(max(cfg.Records, 1024)),
 		links:     map[manifests.Binding]resolved{},
@@ -120,7 +123,7 @@ func (a *Agent) run(ctx context.Context) error {
 	if ok, err := a.dp.Deferrable(); !ok {
 		a.problem("services", "warning", "Service", fmt.Sprintf("flows to Services whose backends get different verdicts are denied: the look after DNAT is not attached: %v", err))
 	}
-	listener, err := listen(a.cfg.Socket)
+	listener, err := listen(a.cfg.Socket, a.cfg.StateDir)
 	if err != nil {
 		return err
 	}

@@ -25,13 +25,37 @@ import (
 	"github.com/postern-dev/postern/internal/policy"
 )
 
-// listen opens the control socket; one that a dead agent left is replaced.
-func listen(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("control socket: %w", err)
+// socketDirFile, in the state directory, has the path of the control socket's
+// directory if an agent made it, so that RemoveSocket knows whose it is.
+const socketDirFile = "socket-dir"
+
+// alone fails if an agent answers at a control socket.
+func alone(socket string) error {
+	c, err := net.Dial("unix", socket) //nolint:noctx // a unix socket connects at once or not at all
+	if err != nil {
+		return nil // nobody is there
 	}
-	if c, err := net.Dial("unix", path); err == nil {
-		return nil, errors.Join(fmt.Errorf("control socket %s: another agent is listening", path), c.Close())
+	defer func() { _ = c.Close() }()
+	who := "another agent is running on this node"
+	if cred, err := peerCred(c); err == nil {
+		who += fmt.Sprintf(", as process %d", cred.Pid)
+	}
+	return fmt.Errorf("%s: it answers at %s", who, socket)
+}
+
+// listen opens the control socket; one that a dead agent left is replaced.
+func listen(path, stateDir string) (net.Listener, error) {
+	dir := filepath.Dir(path)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("control socket: %w", err)
+		}
+		if err := os.WriteFile(filepath.Join(stateDir, socketDirFile), []byte(dir), 0o600); err != nil {
+			return nil, fmt.Errorf("state: %w", err)
+		}
+	}
+	if err := alone(path); err != nil {
+		return nil, err
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("control socket: %w", err)
@@ -45,6 +69,26 @@ func listen(path string) (net.Listener, error) {
 	return &rootListener{l}, nil
 }
 
+// RemoveSocket removes what an agent that has ended left of its control socket,
+// with the directory if an agent made it and nothing else is in it.
+func RemoveSocket(path, stateDir string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	dir := filepath.Dir(path)
+	made, err := os.ReadFile(filepath.Join(stateDir, socketDirFile)) //nolint:gosec // the operator names the directory
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if string(made) != dir && path != control.DefaultSocket {
+		return nil
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	return nil
+}
+
 // rootListener accepts connections of root's processes only, whatever the
 // socket's mode has become.
 type rootListener struct{ net.Listener }
@@ -55,33 +99,31 @@ func (l *rootListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if uid, err := peerUID(c); err == nil && uid == 0 {
+		if cred, err := peerCred(c); err == nil && cred.Uid == 0 {
 			return c, nil
 		}
 		_ = c.Close()
 	}
 }
 
-func peerUID(c net.Conn) (uint32, error) {
+// peerCred says who connected, or who listens if c was dialled. Source: unix(7), SO_PEERCRED.
+func peerCred(c net.Conn) (*unix.Ucred, error) {
 	uc, ok := c.(*net.UnixConn)
 	if !ok {
-		return 0, errors.New("not a unix socket")
+		return nil, errors.New("not a unix socket")
 	}
 	raw, err := uc.SyscallConn()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	var cred *unix.Ucred
 	var credErr error
 	if err := raw.Control(func(fd uintptr) {
 		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	}); err != nil {
-		return 0, err
+		return nil, err
 	}
-	if credErr != nil {
-		return 0, credErr
-	}
-	return cred.Uid, nil
+	return cred, credErr
 }
 
 func (a *Agent) serve(ctx context.Context, l net.Listener) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -36,7 +37,7 @@ func Main(args []string) int {
 	cmd.SetArgs(args)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := cmd.ExecuteContext(ctx)
+	err := privileged(cmd.ExecuteContext(ctx), os.Geteuid())
 	switch {
 	case err == nil:
 		return exitOK
@@ -46,6 +47,14 @@ func Main(args []string) int {
 	}
 	fmt.Fprintln(os.Stderr, "posternd:", err)
 	return exitError
+}
+
+// privileged says before an error of something that only root may do what it takes.
+func privileged(err error, euid int) error {
+	if euid == 0 || errors.Is(err, errUsage) || !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return fmt.Errorf("needs root (CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN): run it with sudo\n%w", err)
 }
 
 func command() *cobra.Command {
@@ -157,13 +166,16 @@ func uninstallCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "uninstall", Short: "End enforcement on this node and remove every trace of it", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if _, err := control.NewClient(p.socket).Status(cmd.Context()); err == nil {
+			switch _, err := control.NewClient(p.socket).Status(cmd.Context()); {
+			case err == nil:
 				return fmt.Errorf("an agent is running (%s); stop it first, or it would enforce again", p.socket)
+			case errors.Is(err, fs.ErrPermission):
+				return fmt.Errorf("uninstall: %w", err) // there may be one
 			}
 			if err := datapath.Uninstall(datapath.Config{PinDir: filepath.Join(p.bpffs, "postern"), Mark: p.mark}); err != nil {
 				return fmt.Errorf("uninstall: %w", err)
 			}
-			if err := os.Remove(p.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+			if err := agent.RemoveSocket(p.socket, p.state); err != nil {
 				return fmt.Errorf("uninstall: %w", err)
 			}
 			if !keepState {
