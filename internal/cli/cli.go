@@ -7,12 +7,14 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/postern-dev/postern/internal/control"
+	"github.com/postern-dev/postern/internal/lab"
 )
 
 // Exit codes.
@@ -192,11 +194,23 @@ func (a *app) client() (*control.Client, error) {
 	}
 	switch len(nodes) {
 	case 0:
-		return nil, &exitError{ExitNoAgent, fmt.Errorf("%w in lab %s: 'lab up --agent' starts a lab with agents", control.ErrNoAgent, a.lab)}
+		return nil, a.noLabAgent(name)
 	case 1:
 		return control.NewClient(a.socket), nil
 	}
 	return nil, usagef("lab %s has several agents: --lab %s", name, strings.Join(nodes, " or "))
+}
+
+// noLabAgent says why no agent of a lab was found.
+func (a *app) noLabAgent(name string) error {
+	names, err := lab.List()
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return a.privileged(err)
+	case err == nil && !slices.Contains(names, name):
+		return &exitError{ExitNoAgent, fmt.Errorf("%w: there is no lab %q%s; 'lab up %s --agent' starts it", control.ErrNoAgent, name, others(names), name)}
+	}
+	return &exitError{ExitNoAgent, fmt.Errorf("%w in lab %s: 'lab down %s', then 'lab up %s --agent' starts it with agents", control.ErrNoAgent, a.lab, name, name)}
 }
 
 // outputFlag adds -o and returns a function that tells whether it is json.
@@ -231,8 +245,14 @@ func (a *app) hint(err error) error {
 	if !errors.Is(err, control.ErrNoAgent) {
 		return err
 	}
+	if a.lab != "" {
+		name, _, _ := strings.Cut(a.lab, "/")
+		return fmt.Errorf("%w\nthe agent in lab %s has ended, and what it enforced stays in force; its log is %s.log\n'lab down %s', then 'lab up %s --agent' starts afresh", err, a.lab, filepath.Dir(a.socket), name, name)
+	}
 	for _, s := range labSockets() {
-		return fmt.Errorf("%w\nthere is one in a lab: --lab %s", err, s.lab)
+		if s.answers() {
+			return fmt.Errorf("%w\nthere is one in a lab: --lab %s", err, s.lab)
+		}
 	}
 	return fmt.Errorf("%w\n--socket names another place; 'lab up --agent' starts a lab to try things in", err)
 }

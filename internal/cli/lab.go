@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -364,6 +365,16 @@ func (a *app) labServeCommand() *cobra.Command {
 
 // labSocket is the control socket of an agent in a lab.
 type labSocket struct{ lab, node, path string }
+
+// answers reports whether somebody listens.
+func (s labSocket) answers() bool {
+	c, err := net.Dial("unix", s.path) //nolint:noctx // a unix socket connects at once or not at all
+	if err != nil {
+		return false
+	}
+	_ = c.Close()
+	return true
+}
 
 // labSockets returns all of them, by lab and node.
 func labSockets() []labSocket {

@@ -54,7 +54,7 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (io.Read
 	res, err := c.http.Do(req)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("%s: permission denied; the agent answers root only: run with sudo: %w", c.socket, err)
+		return nil, fmt.Errorf("agent at %s: %w\nthis needs root: run it with sudo", c.socket, cause(err))
 	case err != nil && ctx.Err() == nil:
 		return nil, fmt.Errorf("%w at %s (%w): is posternd agent running on this node?", ErrNoAgent, c.socket, cause(err))
 	case err != nil:

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,6 +30,9 @@ var programs = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "postern")
 	if err != nil {
 		return "", err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil { // others run the programs too
+		return dir, err
 	}
 	out, err := exec.Command("go", "build", "-o", dir, "github.com/postern-dev/postern/cmd/...").CombinedOutput()
 	if err != nil {
@@ -141,13 +145,50 @@ func TestDemoInterrupted(t *testing.T) {
 	gone(t, "demo")
 }
 
+// kill ends the process that listens at a socket, and waits for its end.
+func kill(t *testing.T, socket string) {
+	t.Helper()
+	c, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cred *syscall.Ucred
+	if cerr := raw.Control(func(fd uintptr) {
+		cred, err = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	}); cerr != nil || err != nil {
+		t.Fatal(cerr, err)
+	}
+	if err := syscall.Kill(int(cred.Pid), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		again, err := net.Dial("unix", socket)
+		if err != nil {
+			return
+		}
+		_ = again.Close()
+		if time.Now().After(deadline) {
+			t.Fatal("the agent does not end")
+		}
+	}
+}
+
 // TestLab is what the demo's last line leads to.
 func TestLab(t *testing.T) {
 	const name = "cli-test"
+	var errs bytes.Buffer
+	var user *syscall.Credential
 	run := func(want int, args ...string) string {
 		t.Helper()
 		cmd := postern(t, args...)
-		var out, errs bytes.Buffer
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user}
+		var out bytes.Buffer
+		errs.Reset()
 		cmd.Stdout, cmd.Stderr = &out, &errs
 		if err := cmd.Run(); err != nil {
 			if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) {
@@ -216,5 +257,29 @@ func TestLab(t *testing.T) {
 	}
 	if out := run(0, "endpoints", "shop/frontend", "--lab", node1); !strings.Contains(out, "nobody-out") {
 		t.Errorf("endpoints: %s", out)
+	}
+
+	said := func(want string) {
+		t.Helper()
+		if !strings.Contains(errs.String(), want) {
+			t.Errorf("says %q, want %q", errs.String(), want)
+		}
+	}
+	run(3, "status", "--lab", "nowhere")
+	said(`there is no lab "nowhere"`)
+	run(3, "status", "--lab", name+"/node9")
+	said("no agent in lab " + name + "/node9")
+	socket := filepath.Join(lab.Root, name, "agent-node2", "agent.sock")
+	user = &syscall.Credential{Uid: 65534, Gid: 65534}
+	for _, args := range [][]string{{"status", "--lab", node1}, {"status", "--lab", "nowhere"}, {"status", "--socket", socket}, {"flows", "--socket", socket}, {"lab", "list"}} {
+		run(4, args...)
+		said("needs root")
+	}
+	user = nil
+	kill(t, socket)
+	run(3, "status", "--lab", name+"/node2")
+	said("has ended")
+	if strings.Contains(errs.String(), "there is one") {
+		t.Errorf("says %q of the only agent that was asked for", errs.String())
 	}
 }
