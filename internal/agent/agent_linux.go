@@ -72,6 +72,7 @@ type Agent struct {
 	podAddrs map[policy.PodKey][]netip.Addr // those in addrs
 	services map[netip.AddrPort]identity
 	problems map[string]control.Problem // of the agent itself, by what they are about
+	told     *told                      // nil until the first revision is enforced
 	clock    func() time.Duration
 }
 
@@ -101,6 +102,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := alone(cfg.Socket); err != nil {
 		return err // before anything in the kernel is touched
 	}
+	cfg.Log.Info("posternd starts", "version", cfg.Version, "node", cfg.Node, "manifests", cfg.Manifests, "socket", cfg.Socket)
 	a := &Agent{
 		cfg: cfg, started: cfg.Now(), work: make(chan func()), records: newRecordRing(max(cfg.Records, 1024)),
 		links:     map[manifests.Binding]resolved{},
@@ -189,6 +191,7 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-audit.C:
 			if a.synced {
 				a.audit()
+				a.report()
 			}
 		case <-collect.C:
 			a.collect()
@@ -229,6 +232,7 @@ func (a *Agent) update(s *manifests.Store) {
 	a.apply(changes)
 	a.synced = true
 	a.reconcile()
+	a.report()
 	a.memory.tidy()
 }
 
@@ -546,6 +550,7 @@ func (a *Agent) watchLinks(ctx context.Context) error {
 				if a.synced {
 					a.addressesChanged()
 					a.reconcile()
+					a.report()
 				}
 			})
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -189,22 +190,13 @@ func answer[T any](ctx context.Context, a *Agent, f func() (T, error)) http.Hand
 func (a *Agent) status() (control.Status, error) {
 	s := control.Status{
 		Node: a.cfg.Node, Version: a.cfg.Version, Started: a.started, Now: a.cfg.Now(), Revision: a.dp.Revision(),
-		Endpoints: map[string]int{}, Policies: map[string]int{}, Problems: []control.Problem{}, Kernel: map[string]int{}, Records: a.records.len(),
+		Endpoints: map[string]int{}, Policies: map[string]int{}, Problems: a.listProblems(), Kernel: map[string]int{}, Records: a.records.len(),
 	}
-	for _, key := range a.sortedEndpoints() {
-		ep := a.endpoints[key]
+	for _, ep := range a.endpoints {
 		s.Endpoints[ep.state]++
-		if ep.state != stateEnforced {
-			sev := "error"
-			if ep.state == stateNotCovered {
-				sev = "warning"
-			}
-			s.Problems = append(s.Problems, control.Problem{Severity: sev, Object: "Pod " + key.String(), Message: ep.state + ": " + ep.message})
-		}
 	}
-	for _, ifindex := range slices.Sorted(maps.Keys(a.orphans)) {
-		s.Endpoints[stateQuarantined]++
-		s.Problems = append(s.Problems, control.Problem{Severity: "warning", Object: "node", Message: a.orphans[ifindex] + " belongs to no pod: everything on it is dropped until it is gone or a Pod names it"})
+	if n := len(a.orphans); n > 0 {
+		s.Endpoints[stateQuarantined] += n
 	}
 	if a.snapshot != nil {
 		for i := range a.snapshot.Policies {
@@ -213,16 +205,7 @@ func (a *Agent) status() (control.Status, error) {
 				s.PoliciesInvalid++
 			}
 		}
-	} else {
-		s.Problems = append(s.Problems, control.Problem{Severity: "error", Object: "manifests", Message: "not read yet; what an earlier agent enforced stays in force"})
 	}
-	for _, about := range sortedKeys(a.problems) {
-		s.Problems = append(s.Problems, a.problems[about])
-	}
-	for _, f := range a.findings {
-		s.Problems = append(s.Problems, problemOf(f))
-	}
-	slices.SortStableFunc(s.Problems, func(a, b control.Problem) int { return cmp.Compare(a.Severity, b.Severity) })
 	st := a.dp.Contents().Stats()
 	s.Kernel = map[string]int{
 		"prefixes": st.Prefixes, "classes": st.Classes, "trie_lines": st.Lines, "rulesets": st.Rulesets,
@@ -231,6 +214,73 @@ func (a *Agent) status() (control.Status, error) {
 	c, err := a.dp.Counters()
 	s.EventsLost, s.FlowsRefused = c.EventsLost, c.FlowsRefused
 	return s, err
+}
+
+// listProblems returns what is wrong, worst first.
+func (a *Agent) listProblems() []control.Problem {
+	out := []control.Problem{}
+	told := map[string]bool{} // pods of which a finding says that they use the node's network, with file and line
+	for _, f := range a.findings {
+		if f.Reason == kube.ReasonNotCovered && f.Path == "spec.hostNetwork" {
+			told[f.Object.String()] = true
+		}
+	}
+	for _, key := range a.sortedEndpoints() {
+		ep := a.endpoints[key]
+		object := "Pod " + key.String()
+		if ep.state == stateEnforced || (ep.state == stateNotCovered && told[object]) {
+			continue
+		}
+		sev := "error"
+		if ep.state == stateNotCovered {
+			sev = "warning"
+		}
+		out = append(out, control.Problem{Severity: sev, Object: object, Message: ep.state + ": " + ep.message})
+	}
+	for _, ifindex := range slices.Sorted(maps.Keys(a.orphans)) {
+		out = append(out, control.Problem{Severity: "warning", Object: "node", Message: a.orphans[ifindex] + " belongs to no pod: everything on it is dropped until it is gone or a Pod names it"})
+	}
+	if a.snapshot == nil {
+		out = append(out, control.Problem{Severity: "error", Object: "manifests", Message: "not read yet; what an earlier agent enforced stays in force"})
+	}
+	for _, about := range sortedKeys(a.problems) {
+		out = append(out, a.problems[about])
+	}
+	for _, f := range a.findings {
+		out = append(out, problemOf(f))
+	}
+	slices.SortStableFunc(out, func(a, b control.Problem) int { return cmp.Compare(a.Severity, b.Severity) })
+	return out
+}
+
+// told is what report wrote last.
+type told struct{ problems, uncovered int }
+
+// report writes one line when the first revision is enforced, and one whenever
+// the number of problems or of pods without enforcement has changed.
+func (a *Agent) report() {
+	enforced := 0
+	for _, ep := range a.endpoints {
+		if ep.state == stateEnforced {
+			enforced++
+		}
+	}
+	now := told{len(a.listProblems()), len(a.endpoints) - enforced}
+	if a.told != nil && *a.told == now {
+		return
+	}
+	level := slog.LevelInfo
+	args := []any{"pods_enforced", enforced, "pods_not_covered", now.uncovered, "policies", len(a.snapshot.Policies), "problems", now.problems}
+	if now.problems > 0 {
+		level = slog.LevelWarn
+		args = append(args, "see", "postern status")
+	}
+	if a.told == nil {
+		a.cfg.Log.Log(context.Background(), level, "enforcing", args...)
+	} else {
+		a.cfg.Log.Log(context.Background(), level, "changed", args...)
+	}
+	a.told = &now
 }
 
 // eventsLost returns how many events had no room in the kernel's buffer.

@@ -1,13 +1,17 @@
 package agent
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/postern-dev/postern/internal/control"
 	"github.com/postern-dev/postern/internal/kube"
+	"github.com/postern-dev/postern/internal/policy"
 )
 
 // TestProblemSaysWhere: a finding's place in its file gets to the user.
@@ -77,5 +81,61 @@ func TestSecondAgent(t *testing.T) {
 	err = Run(t.Context(), Config{Socket: socket, StateDir: filepath.Join(t.TempDir(), "never")})
 	if want := fmt.Sprintf("another agent is running on this node, as process %d", os.Getpid()); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("%v, want %q", err, want)
+	}
+}
+
+// TestHostNetworkIsOneProblem: the one that has file and line.
+func TestHostNetworkIsOneProblem(t *testing.T) {
+	proxy, bare := policy.PodKey{Namespace: "kube-system", Name: "proxy"}, policy.PodKey{Namespace: "shop", Name: "bare"}
+	a := &Agent{
+		snapshot: &policy.Snapshot{},
+		endpoints: map[policy.PodKey]*podEndpoint{
+			proxy: {state: stateNotCovered, message: "the pod uses the node's network; policies do not reach it"},
+			bare:  {state: stateNotCovered, message: "no interface"},
+		},
+		findings: []kube.Finding{{
+			Object: kube.ObjectRef{Kind: "Pod", Namespace: "kube-system", Name: "proxy"}, Path: "spec.hostNetwork",
+			Severity: kube.Warning, Reason: kube.ReasonNotCovered, File: "proxy.yaml", Line: 7,
+		}},
+	}
+	var got []string
+	for _, p := range a.listProblems() {
+		got = append(got, p.About())
+	}
+	if want := "Pod shop/bare|proxy.yaml:7: Pod kube-system/proxy spec.hostNetwork"; strings.Join(got, "|") != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	a.endpoints[proxy].state = stateFailed // that is another problem
+	if n := len(a.listProblems()); n != 3 {
+		t.Errorf("%d problems, want 3", n)
+	}
+}
+
+func TestReport(t *testing.T) {
+	var log bytes.Buffer
+	pod := &podEndpoint{state: stateEnforced}
+	a := &Agent{
+		cfg:      Config{Log: slog.New(slog.NewTextHandler(&log, nil))},
+		snapshot: &policy.Snapshot{Policies: make([]policy.Policy, 3)}, problems: map[string]control.Problem{},
+		endpoints: map[policy.PodKey]*podEndpoint{{Namespace: "shop", Name: "a"}: pod, {Namespace: "shop", Name: "b"}: {state: stateEnforced}},
+	}
+	for _, c := range []struct {
+		change func()
+		want   string // of the log
+	}{
+		{func() {}, "msg=enforcing pods_enforced=2 pods_not_covered=0 policies=3 problems=0\n"},
+		{func() {}, ""},
+		{func() { a.snapshot.Policies = nil }, ""},
+		{func() { pod.state = stateNotCovered }, `level=WARN msg=changed pods_enforced=1 pods_not_covered=1 policies=0 problems=1 see="postern status"`},
+		{func() {}, ""},
+		{func() { a.problem("x", "error", "x", "y") }, "problems=2"},
+		{func() { pod.state = stateEnforced; a.problem("x", "", "", "") }, "level=INFO msg=changed pods_enforced=2 pods_not_covered=0 policies=0 problems=0\n"},
+	} {
+		c.change()
+		log.Reset()
+		a.report()
+		if got := log.String(); !strings.Contains(got, c.want) || (c.want == "") != (got == "") || strings.Count(got, "\n") > 1 {
+			t.Errorf("log %q, want %q", got, c.want)
+		}
 	}
 }
