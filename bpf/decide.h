@@ -72,8 +72,10 @@ __noinline int judge(const struct endpoint *ep, const struct question *q, struct
 	a->rule = REASON_NO_RULESET;
 	a->staged = 0;
 	a->service = 0;
-	judged(&remote, &q->remote);
-	if (own_index(ep, &remote) != LOCAL_OTHER) {
+	remote = q->remote;
+	if (q->dir == EGRESS)
+		judged(&remote, &q->remote);
+	if (own_index(ep, &q->remote) != LOCAL_OTHER) {
 		a->rule = RULE_FORWARDED | REASON_SELF;
 		return 0;
 	}

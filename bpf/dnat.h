@@ -6,19 +6,19 @@
 #include "verdict.h"
 #include <bpf_core_read.h>
 
-/* A tuple's source address; conntrack keeps IPv4 in the first word of a zeroed union. */
-static __always_inline int read_tuple_addr(struct addr *a, const struct nf_conntrack_tuple *t)
+/* One end of a tuple; conntrack keeps IPv4 in the first word of a zeroed union. */
+static __always_inline int read_end(struct addr *a, __u16 *port, const struct nf_conntrack_tuple *t,
+				    const union nf_inet_addr *u3, const void *all)
 {
 	__u16 l3num = 0;
-	__u32 v4 = 0;
+	__be16 be = 0;
 
-	if (bpf_core_read(&l3num, sizeof(l3num), &t->src.l3num))
+	if (bpf_core_read(&l3num, sizeof(l3num), &t->src.l3num) || (l3num != 2 && l3num != 10) ||
+	    bpf_probe_read_kernel(a, sizeof(*a), u3) || bpf_probe_read_kernel(&be, sizeof(be), all))
 		return -1;
-	if (l3num == 10)
-		return bpf_core_read(a->w, 16, &t->src.u3.all);
-	if (l3num != 2 || bpf_core_read(&v4, sizeof(v4), &t->src.u3.all[0]))
-		return -1;
-	set_v4(a, v4);
+	if (l3num == 2)
+		set_v4(a, a->w[0]);
+	*port = bpf_ntohs(be);
 	return 0;
 }
 
@@ -88,6 +88,21 @@ static __always_inline int refuse(struct translated *t, const struct settings *c
 	count_rule(t->ep->gen, t->a.rule, 1, t->len);
 	emit_translated(t);
 	return NF_DROP;
+}
+
+/* What the pod's hook has said of a packet, by the addresses that it had there. */
+static __always_inline struct flow *flow_of(const struct translated *t, const struct addr *dst,
+					    __u16 dport)
+{
+	void *table = bpf_map_lookup_elem(&flows, &t->slot);
+	struct flow_key k = {};
+
+	k.raddr = *dst;
+	k.lport = t->sport;
+	k.rport = dport;
+	k.proto = t->q.proto;
+	k.local = own_index(t->ep, &t->src);
+	return table ? bpf_map_lookup_elem(table, &k) : 0;
 }
 
 /* Where a packet goes, as far as it is needed here. */
@@ -168,9 +183,7 @@ static __noinline int look_untracked(struct sk_buff *skb, __u32 pf, const struct
 {
 	struct translated t = {};
 	struct header h = {};
-	struct flow_key k = {};
 	struct flow *f;
-	void *table;
 	int pod;
 
 	if (!skb || !cfg || read_header(skb, pf, &h))
@@ -182,34 +195,33 @@ static __noinline int look_untracked(struct sk_buff *skb, __u32 pf, const struct
 	/* Later fragments follow a first one that was judged here, or have lost their trail. */
 	if (h.frag == FRAG_LATER || !has_ports(h.proto) || !(t.ep->flags & EP_GOVERNED_EGRESS))
 		return NF_ACCEPT;
-	table = bpf_map_lookup_elem(&flows, &t.slot);
-	if (!table)
-		return NF_DROP;
-	k.raddr = h.dst;
-	k.lport = h.sport;
-	k.rport = h.dport;
-	k.proto = h.proto;
-	k.local = own_index(t.ep, &h.src);
-	f = bpf_map_lookup_elem(table, &k);
+	t.sport = h.sport;
+	t.q.proto = h.proto;
+	f = flow_of(&t, &h.dst, h.dport);
 	if (f && (!f->service || f->opener == INGRESS))
 		return NF_ACCEPT;
 	t.q.remote = h.dst;
 	t.q.port = h.dport;
-	t.q.proto = h.proto;
 	t.q.dir = EGRESS;
 	t.q.translated = 1;
 	judge(t.ep, &t.q, &t.a);
 	if (t.a.rule & RULE_FORWARDED)
 		return NF_ACCEPT;
-	t.sport = h.sport;
 	bpf_core_read(&t.len, sizeof(t.len), &skb->len);
 	if (h.frag == FRAG_FIRST) {
+		void *table = bpf_map_lookup_elem(&flows, &t.slot);
+		struct flow_key k = {};
+
+		k.raddr = h.dst;
+		k.proto = h.proto;
+		k.local = own_index(t.ep, &h.src);
 		k.kind = KIND_FRAG_EGRESS;
 		if (!is_v4(&k.raddr))
 			k.proto = 0;
 		k.lport = h.frag_id >> 16;
 		k.rport = h.frag_id & 0xffff;
-		bpf_map_delete_elem(table, &k);
+		if (table)
+			bpf_map_delete_elem(table, &k);
 	}
 	return refuse(&t, cfg);
 }
@@ -217,54 +229,67 @@ static __noinline int look_untracked(struct sk_buff *skb, __u32 pf, const struct
 /*
  * A packet whose destination DNAT has changed is judged again, by the
  * destination that conntrack will send it to. So is one that was judged by a
- * Service's backends and that nobody has translated: it goes to the Service's
- * address itself, which may be anybody's. Runs in forward and local-in, so after
- * prerouting's DNAT. Packets of everybody else pass untouched.
+ * Service's backends and that nobody translates, because it belongs to a
+ * connection of before or answers one: it goes to the Service's address itself,
+ * which may be anybody's. Runs in forward and local-in, so after prerouting's
+ * DNAT. Packets of everybody else pass untouched.
  */
 SEC("netfilter") int look_after_dnat(struct bpf_nf_ctx *nf)
 {
 	unsigned long nfct = nf->skb->_nfct;
 	struct nf_conn *ct = (void *)(nfct & ~7UL);
-	const struct nf_conntrack_tuple *orig, *back;
+	const struct nf_conntrack_tuple *orig, *back, *this;
 	const struct settings *cfg = get_config();
 	unsigned long status = 0;
 	struct translated t = {};
-	__be16 port = 0;
+	bool reply, judged_here;
+	struct addr dst;
+	struct flow *f;
+	__u16 dport;
 	int pod;
 
 	if (!cfg)
 		return NF_DROP;
 	if (!ct)
 		return look_untracked(nf->skb, nf->state->pf, cfg);
-	if ((nfct & 7) >= IP_CT_IS_REPLY)
-		return NF_ACCEPT;
-	bpf_core_read(&status, sizeof(status), &ct->status);
-	/* Only a connection's first packets can be translated anew. */
-	if (!(status & IPS_DST_NAT) && (nfct & 7) != IP_CT_NEW)
-		return NF_ACCEPT;
+	reply = (nfct & 7) >= IP_CT_IS_REPLY;
 	orig = &ct->tuplehash[0].tuple;
 	back = &ct->tuplehash[1].tuple;
-	if (read_tuple_addr(&t.src, orig) || read_tuple_addr(&t.q.remote, back))
+	this = reply ? back : orig;
+	if (read_end(&t.src, &t.sport, this, &this->src.u3, &this->src.u.all))
 		return NF_DROP;
 	pod = find_pod(&t);
 	if (pod <= 0)
 		return pod ? NF_DROP : NF_ACCEPT;
-	if (bpf_core_read(&port, sizeof(port), &back->src.u.all) ||
-	    bpf_core_read(&t.q.proto, sizeof(t.q.proto), &back->dst.protonum))
+	if (bpf_core_read(&status, sizeof(status), &ct->status) ||
+	    bpf_core_read(&t.q.proto, sizeof(t.q.proto), &back->dst.protonum) ||
+	    read_end(&dst, &dport, this, &this->dst.u3, &this->dst.u.all))
 		return NF_DROP;
-	t.q.port = bpf_ntohs(port);
 	t.q.dir = EGRESS;
-	if (!(status & IPS_DST_NAT)) {
-		judge(t.ep, &t.q, &t.a);
-		if (!t.a.service)
-			return NF_ACCEPT;
-	}
 	t.q.translated = 1;
+	if (!reply && status & IPS_DST_NAT) {
+		if (read_end(&t.q.remote, &t.q.port, back, &back->src.u3, &back->src.u.all))
+			return NF_DROP;
+	} else {
+		t.q.remote = dst;
+		t.q.port = dport;
+		if (!has_ports(t.q.proto))
+			return NF_ACCEPT;
+		f = flow_of(&t, &dst, dport);
+		judged_here = f ? f->service && f->opener == EGRESS : !reply && (nfct & 7) == IP_CT_NEW;
+		if (!judged_here)
+			return NF_ACCEPT;
+		if (!f) {
+			t.q.translated = 0;
+			judge(t.ep, &t.q, &t.a);
+			if (!t.a.service)
+				return NF_ACCEPT;
+			t.q.translated = 1;
+		}
+	}
 	judge(t.ep, &t.q, &t.a);
 	if (t.a.rule & RULE_FORWARDED)
 		return NF_ACCEPT;
-	bpf_core_read(&port, sizeof(port), &orig->src.u.all);
-	t.sport = bpf_ntohs(port);
 	t.len = nf->skb->len;
 	return refuse(&t, cfg);
 }

@@ -35,7 +35,8 @@ static __always_inline bool addr_equal(const struct addr *a, const struct addr *
 /*
  * The address that policy judges: one of the well-known NAT64 prefix
  * 64:ff9b::/96 is the IPv4 address it stands for (RFC 6052 2.1). As
- * packet.Judged in Go.
+ * packet.Judged in Go. Of destinations only: a source in that form is what a
+ * translator made of some client, and anybody can write one.
  */
 static __always_inline void judged(struct addr *out, const struct addr *a)
 {

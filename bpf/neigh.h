@@ -123,6 +123,26 @@ __noinline int mld_from_pod(struct __sk_buff *skb, const struct pkt *p)
 }
 
 /*
+ * Neighbour discovery passes without policy, so it carries nothing: no extension
+ * headers but MLD's router alert (RFC 2711), and no bytes behind it.
+ */
+static __always_inline bool neighbour_alone(struct __sk_buff *skb, const struct pkt *p)
+{
+	__u8 h[8];
+
+	if (skb->len != p->end)
+		return false;
+	if (p->l4 == ETH_HLEN + 40)
+		return true;
+	if (p->l4 != ETH_HLEN + 48 || (p->icmp_type > 132 && p->icmp_type != 143) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN + 40, h, 8) < 0)
+		return false;
+	/* Next header ICMPv6, length 0, router alert 0, padding of 2. */
+	return h[0] == IPPROTO_ICMPV6 && !h[1] && h[2] == 5 && h[3] == 2 && !h[4] && !h[5] &&
+	       h[6] == 1 && !h[7];
+}
+
+/*
  * NDP from the pod. NS, NA, RS: hop limit 255, code 0, on-link destination,
  * options that carry no more than the pod's MAC and a nonce. RA and redirect
  * never (RFC 4861).
@@ -137,7 +157,7 @@ __noinline int ndp_from_pod(struct __sk_buff *skb, const struct endpoint *ep, co
 	if (!ep || !p)
 		return REASON_NDP;
 	have = p->end - p->l4;
-	if (p->frag)
+	if (p->frag || !neighbour_alone(skb, p))
 		return REASON_NDP;
 	if (!own_link_local(ep, &p->src) && !is_unspecified(&p->src) && !own_addr(ep, &p->src))
 		return REASON_SOURCE;
@@ -149,8 +169,14 @@ __noinline int ndp_from_pod(struct __sk_buff *skb, const struct endpoint *ep, co
 		return REASON_NDP;
 	onlink = is_link_multicast(&p->dst) || is_link_local(&p->dst);
 	if (!onlink) {
-		/* Unicast probe of a neighbour with a global address: same /64 as the pod. */
-		for (i = 0; i < MAX_ADDRS; i++) {
+		/*
+		 * Unicast probe of a neighbour with a global address: in the pod's /64
+		 * on a bridge; else the node, which would forward it to others.
+		 */
+		__u32 class = ep->flags & EP_BRIDGED ? 0 : trie_walk(&p->dst, ep->world);
+
+		onlink = class != CLASS_MISSING && class & CLASS_NODE;
+		for (i = 0; i < MAX_ADDRS && ep->flags & EP_BRIDGED; i++) {
 			if (i >= ep->naddrs)
 				break;
 			if (!is_v4(&ep->addrs[i]) && ep->addrs[i].d[0] == p->dst.d[0])

@@ -14,6 +14,49 @@
 #include "neigh.h"
 #include "dnat.h"
 
+/* net/core/filter.c: the sk_buff behind a tc program's context. */
+extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym;
+
+#define CHECKSUM_PARTIAL 3 /* include/linux/skbuff.h */
+
+/*
+ * Where somebody will write a checksum, from the frame's start (low half), and
+ * how far behind it the place is; 0: nowhere. An AF_PACKET socket chooses both
+ * (PACKET_VNET_HDR), and the device writes after every verdict.
+ */
+static __always_inline __u32 pending_checksum(struct __sk_buff *skb)
+{
+	struct sk_buff *k = bpf_cast_to_kern_ctx(skb);
+
+	if (BPF_CORE_READ_BITFIELD(k, ip_summed) != CHECKSUM_PARTIAL)
+		return 0;
+	return (__u32)k->csum_offset << 16 |
+	       (__u16)(k->csum_start - (__u32)((__u64)k->data - (__u64)k->head));
+}
+
+/* Does the checksum belong to what was parsed, or lie behind what was judged? */
+static __always_inline bool checksum_in_place(const struct ctx *c)
+{
+	__u32 l4 = c->p.l4, offset = c->csum_offset;
+
+	if (c->csum_start < l4)
+		return false;
+	if (c->p.frag == FRAG_LATER)
+		return true;
+	switch (c->p.proto) {
+	case IPPROTO_TCP:
+		return c->csum_start == l4 && offset == 16;
+	case IPPROTO_UDP: /* or of a packet inside, behind the header */
+		return c->csum_start == l4 ? offset == 6 : c->csum_start >= l4 + 8;
+	case IPPROTO_SCTP:
+		return c->csum_start == l4 && offset == 8;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return c->csum_start == l4 && offset == 2;
+	}
+	return true;
+}
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /*
@@ -23,7 +66,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
  */
 static __always_inline bool established(struct __sk_buff *skb, const struct settings *cfg,
 					const struct endpoint *ep, __u32 slot, __u32 revision,
-					__u32 dir, __be16 proto)
+					__u32 dir, __be16 proto, __u32 csum)
 {
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
 	struct flow_key k = {};
@@ -60,6 +103,8 @@ static __always_inline bool established(struct __sk_buff *skb, const struct sett
 			return false;
 		l4len = len - ETH_HLEN - 40;
 	}
+	if (csum && csum != ((__u32)(k.proto == IPPROTO_TCP ? 16 : 6) << 16 | (len - l4len)))
+		return false;
 	if (k.proto == IPPROTO_TCP) {
 		/* Neither opening nor closing. */
 		if ((l4[13] & (TCP_ACK | TCP_SYN | TCP_FIN | TCP_RST)) != TCP_ACK ||
@@ -143,7 +188,7 @@ static __noinline int examine(struct __sk_buff *skb, const struct settings *cfg,
 	}
 
 	if (proto == bpf_htons(ETH_P_ARP)) {
-		reason = dir == EGRESS ? arp_from_pod(skb, ep) : 0;
+		reason = dir != EGRESS ? 0 : c->csum_start ? REASON_ARP : arp_from_pod(skb, ep);
 		return reason ? drop(c, ep, reason) : accept(skb, cfg, dir);
 	}
 	if (proto == bpf_htons(ETH_P_IP)) {
@@ -156,6 +201,10 @@ static __noinline int examine(struct __sk_buff *skb, const struct settings *cfg,
 	}
 
 	if (dir == EGRESS) {
+		/* Bytes behind the packet are not judged; a bridge carries them on. 60: padding. */
+		if (!reason && ((c->csum_start && !checksum_in_place(c)) ||
+				(c->len > c->p.end && c->len > 60)))
+			reason = REASON_MALFORMED;
 		if (c->p.ndp) {
 			if (!reason)
 				reason = ndp_from_pod(skb, ep, &c->p);
@@ -172,13 +221,15 @@ static __noinline int examine(struct __sk_buff *skb, const struct settings *cfg,
 		    !reason && is_unicast(&c->p.dst) &&
 		    (!(ep->flags & EP_BRIDGED) || governed(ep, EGRESS)))
 			return drop(c, ep, REASON_DEST_MAC);
-		if (!reason && is_martian(&c->p.dst))
+		judged(&c->q.remote, &c->p.dst);
+		if (!reason && is_martian(&c->q.remote))
 			return drop(c, ep, REASON_MARTIAN);
 	} else {
 		c->local = own_index(ep, &c->p.dst);
 		/* RFC 4861: hop limit 255 proves that it is from this link; MLD has 1. */
 		if (c->p.ndp && !reason &&
-		    (c->p.hop_limit == 255 || (c->p.hop_limit == 1 && is_link_local(&c->p.src))))
+		    (c->p.hop_limit == 255 || (c->p.hop_limit == 1 && is_link_local(&c->p.src))) &&
+		    !c->p.frag && neighbour_alone(skb, &c->p))
 			return accept(skb, cfg, dir);
 		/* Nothing may open a flow whose answers go to where no packet may go. */
 		if (!reason && is_martian(&c->p.src))
@@ -210,7 +261,7 @@ not_understood:
 
 static __always_inline int handle(struct __sk_buff *skb, __u32 dir)
 {
-	__u32 ifindex = skb->ifindex, zero = 0, want, slot, revision, *v;
+	__u32 ifindex = skb->ifindex, zero = 0, want, slot, revision, csum = 0, *v;
 	const struct settings *cfg = get_config();
 	const struct endpoint *ep;
 	struct ctx *c;
@@ -230,8 +281,10 @@ static __always_inline int handle(struct __sk_buff *skb, __u32 dir)
 		count_rule(ep->gen, REASON_QUARANTINE, skb->gso_segs ?: 1, skb->len);
 		return TCX_DROP;
 	}
-	if (dir == EGRESS)
+	if (dir == EGRESS) {
 		skb->mark &= ~cfg->mark;
+		csum = pending_checksum(skb);
+	}
 
 	/*
 	 * All fixed headers into the linear part: an AF_PACKET ring sends 14 bytes
@@ -252,7 +305,7 @@ static __always_inline int handle(struct __sk_buff *skb, __u32 dir)
 		    (dir == INGRESS || (mac_equal(eth->h_source, ep->mac) &&
 					(skb->pkt_type == PACKET_HOST ||
 					 (skb->pkt_type == PACKET_OTHERHOST && ep->flags & EP_BRIDGED)))) &&
-		    established(skb, cfg, ep, slot, revision, dir, proto))
+		    established(skb, cfg, ep, slot, revision, dir, proto, csum))
 			return accept(skb, cfg, dir);
 	}
 	c = bpf_map_lookup_elem(&scratch, &zero);
@@ -260,6 +313,8 @@ static __always_inline int handle(struct __sk_buff *skb, __u32 dir)
 		return TCX_DROP;
 	c->slot = slot;
 	c->revision = revision;
+	c->csum_start = csum & 0xffff;
+	c->csum_offset = csum >> 16;
 	return examine(skb, cfg, ep, c, dir);
 }
 

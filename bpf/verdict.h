@@ -23,6 +23,7 @@ struct ctx {
 	__u32 segs;
 	__u32 post_dnat;
 	__u32 local; /* index of the pod's address */
+	__u32 csum_start, csum_offset; /* what is left to fill in; csum_start 0: nothing */
 	struct flow fresh;
 	/* of an ICMP error: the addresses and the first bytes of the packet inside */
 	struct addr inner_src, inner_dst;
@@ -105,7 +106,7 @@ static __always_inline bool permits(const struct ctx *c)
 	return c->a.rule & RULE_DEFERRED && c->post_dnat;
 }
 
-static __always_inline void ask(struct ctx *c, const struct endpoint *ep, __u32 dir)
+static __always_inline void question(struct ctx *c, const struct endpoint *ep, __u32 dir)
 {
 	c->q.dir = dir;
 	/*
@@ -117,6 +118,11 @@ static __always_inline void ask(struct ctx *c, const struct endpoint *ep, __u32 
 	c->q.proto = c->key.proto;
 	c->q.remote = c->key.raddr;
 	c->q.port = dir == EGRESS ? c->key.rport : c->key.lport;
+}
+
+static __always_inline void ask(struct ctx *c, const struct endpoint *ep, __u32 dir)
+{
+	question(c, ep, dir);
 	judge(ep, &c->q, &c->a);
 }
 
@@ -138,12 +144,19 @@ static __always_inline void touch(struct ctx *c, struct flow *f)
 	}
 }
 
-/* The current policy's word on a flow that an older revision admitted (I4). */
+/*
+ * The current policy's word on a flow that an older revision admitted (I4).
+ * Translation is made with a connection's first packet: a Service that appears
+ * or goes later changes nothing about where this one's packets go.
+ */
 __noinline int judge_again(struct ctx *c, const struct endpoint *ep, struct flow *f)
 {
 	if (!c || !ep || !f)
 		return 0;
-	ask(c, ep, f->opener);
+	question(c, ep, f->opener);
+	if (f->opener == EGRESS && !f->service)
+		c->q.translated = 1;
+	judge(ep, &c->q, &c->a);
 	if (!permits(c))
 		return 0;
 	f->rule = c->a.rule;

@@ -146,8 +146,10 @@ struct sk_buff {
 	unsigned long _nfct;
 	unsigned int len;
 	__u32 mark;
-	unsigned char *head;
+	unsigned char *head, *data;
 	__u16 network_header;
+	__u16 csum_start, csum_offset;
+	__u8 ip_summed : 2;
 };
 struct nf_hook_state {
 	__u8 hook, pf;

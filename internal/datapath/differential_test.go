@@ -210,7 +210,7 @@ func differs(r *rig, want policy.Decision, ret uint32, ev flow.Event) string {
 	}
 	// A pod behind its own Service: the kernel leaves it to the look after DNAT,
 	// or names the rule that accepts the other backends.
-	if want.Verdict == policy.Forwarded && (got == policy.Deferred || (got == policy.Forwarded && want.Rule.Index == policy.IndexSelf)) {
+	if want.Verdict == policy.Forwarded && want.Rule.Index == policy.IndexSelf && got != policy.Dropped {
 		return ""
 	}
 	if got != want.Verdict {
@@ -242,7 +242,7 @@ func frameOf(t packet.Tuple, dir policy.Direction, host packettest.MAC) []byte {
 	if t.Src.Is4() != t.Dst.Is4() {
 		return nil
 	}
-	if remote := map[policy.Direction]netip.Addr{policy.Egress: t.Dst, policy.Ingress: t.Src}[dir]; martian(remote) {
+	if remote := map[policy.Direction]netip.Addr{policy.Egress: t.Dst, policy.Ingress: t.Src}[dir]; martian(remote) || (dir == policy.Egress && martian(packet.Judged(remote))) {
 		return nil
 	}
 	src, dst := packettest.MACFrom(podMAC), host

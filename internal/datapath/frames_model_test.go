@@ -118,6 +118,10 @@ func (m *frameModel) judge(s sent) opinion {
 
 	ok, own := p.Fault == packet.FaultNone, p.Tuple.Src
 	if out {
+		if ok && len(s.frame) > p.End && len(s.frame) > 60 {
+			// What is behind the packet is nobody's to judge; 60 bytes are a frame's least.
+			ok, p.Fault = false, packet.FaultMalformed
+		}
 		if p.Neighbour {
 			return m.neighbour(p, s.frame)
 		}
@@ -127,13 +131,13 @@ func (m *frameModel) judge(s sent) opinion {
 		if wrong := m.wrongReceiver(to, p, governed); wrong {
 			return drop(flow.ReasonDestMAC)
 		}
-		if ok && martian(p.Tuple.Dst) {
+		if ok && martian(packet.Judged(p.Tuple.Dst)) {
 			return drop(flow.ReasonMartian)
 		}
 	} else {
 		own = p.Tuple.Dst
 		fresh := p.HopLimit == 255 || (p.HopLimit == 1 && linkLocal(p.Tuple.Src))
-		if p.Neighbour && fresh {
+		if p.Neighbour && ok && fresh && p.Fragment.Place == packet.FragmentWhole && alone(p, s.frame) {
 			return pass("neighbour")
 		}
 		if ok && martian(p.Tuple.Src) {
@@ -341,7 +345,10 @@ func (m *frameModel) neighbour(p packet.Packet, frame []byte) opinion {
 	no := opinion{reason: flow.ReasonNDP.String(), p: p}
 	yes := opinion{accept: true, how: "neighbour", p: p}
 	src, dst := p.Tuple.Src, p.Tuple.Dst
-	if p.Fragment.Place != packet.FragmentWhole {
+	if p.Fault != packet.FaultNone {
+		return opinion{reason: p.Fault.String(), p: p}
+	}
+	if p.Fragment.Place != packet.FragmentWhole || !alone(p, frame) {
 		return no
 	}
 	if m.index(src) < 0 && !m.ownLinkLocal(src) && !src.IsUnspecified() {
@@ -360,8 +367,11 @@ func (m *frameModel) neighbour(p packet.Packet, frame []byte) opinion {
 		return no
 	}
 	near := toLink || linkLocal(dst)
+	for _, n := range m.s.Nodes {
+		near = near || (!m.pod.spec.Bridged && slices.Contains(n.IPs, dst))
+	}
 	for _, a := range m.pod.spec.Addrs {
-		if a.Is6() && netip.PrefixFrom(a, 64).Masked().Contains(dst) {
+		if m.pod.spec.Bridged && a.Is6() && netip.PrefixFrom(a, 64).Masked().Contains(dst) {
 			near = true
 		}
 	}
@@ -391,6 +401,14 @@ func (m *frameModel) neighbour(p packet.Packet, frame []byte) opinion {
 		}
 	}
 	return yes
+}
+
+// alone: nothing in front of the message but a listener report's router alert
+// (RFC 2711, RFC 2710 section 3), and nothing behind it.
+func alone(p packet.Packet, frame []byte) bool {
+	report := p.ICMPType <= 132 || p.ICMPType == 143
+	alert := report && p.Transport == 62 && string(frame[54:62]) == "\x3a\x00\x05\x02\x00\x00\x01\x00"
+	return len(frame) == p.End && (p.Transport == 54 || alert)
 }
 
 // groupsOnly: a report that names groups and nothing more.

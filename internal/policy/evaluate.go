@@ -15,7 +15,7 @@ import (
 // t is the packet as it was sent, before any translation: for Egress t.Src is
 // the pod and t.Dst the remote end, for Ingress the reverse. The pod's own end
 // is not looked at (anti-spoofing is the datapath's affair); v4-mapped addresses
-// and those of 64:ff9b::/96 stand for the IPv4 address (packet.Judged). An Egress flow to a Service is decided on each of
+// stand for the IPv4 address, as do destinations in 64:ff9b::/96 (packet.Judged). An Egress flow to a Service is decided on each of
 // its ready backends: one verdict for all is the verdict, with the rule of the
 // first backend by address and port; differing verdicts are Deferred, with
 // IndexDeferred and the Service's "namespace/name" as the RuleRef's Name.
@@ -51,13 +51,20 @@ type walk struct {
 	dir    Direction
 	t      packet.Tuple
 	remote netip.Addr
+	raw    netip.Addr // remote as it stands in the packet
 }
 
 // newWalk prepares an evaluation. If done, there is nothing to walk.
 func newWalk(s *Snapshot, key PodKey, dir Direction, t packet.Tuple) (w *walk, d Decision, done bool) {
 	unknown := Decision{Verdict: Dropped, Rule: RuleRef{Direction: dir, Index: IndexUnknown}}
-	t.Src, t.Dst = packet.Judged(t.Src), packet.Judged(t.Dst)
-	w = &walk{s: s, dir: dir, t: t, remote: t.Dst}
+	t.Src, t.Dst = packet.Unmap(t.Src), packet.Unmap(t.Dst)
+	w = &walk{s: s, dir: dir, raw: t.Dst}
+	if dir == Ingress {
+		w.raw = t.Src
+	} else {
+		t.Dst = packet.Judged(t.Dst)
+	}
+	w.t, w.remote = t, t.Dst
 	if dir == Ingress {
 		w.remote = t.Src
 	}
@@ -73,7 +80,7 @@ func newWalk(s *Snapshot, key PodKey, dir Direction, t packet.Tuple) (w *walk, d
 // Service's own address comes before a NodePort, as in kube-proxy's chains. Of
 // several the lowest namespace and name wins, then the first port.
 func (w *walk) service() (*Service, *ServicePort) {
-	if w.dir != Egress || !w.t.Protocol.HasPorts() || hasAddr(w.pod.IPs, w.remote) {
+	if w.dir != Egress || !w.t.Protocol.HasPorts() || hasAddr(w.pod.IPs, w.raw) {
 		return nil, nil
 	}
 	svc, port := w.servicePort(func(svc *Service, sp *ServicePort) bool {
@@ -121,7 +128,7 @@ func (w *walk) backends(sp *ServicePort) []netip.AddrPort {
 // to returns the walk of the same packet after translation to b.
 func (w *walk) to(b netip.AddrPort) *walk {
 	c := *w
-	c.t.Dst, c.t.DstPort, c.remote = b.Addr(), b.Port(), b.Addr()
+	c.t.Dst, c.t.DstPort, c.remote, c.raw = b.Addr(), b.Port(), b.Addr(), b.Addr()
 	return &c
 }
 
@@ -167,7 +174,7 @@ func (w *walk) decide() Decision {
 
 // always decides what no policy can change.
 func (w *walk) always() (Decision, bool) {
-	if hasAddr(w.pod.IPs, w.remote) {
+	if hasAddr(w.pod.IPs, w.raw) {
 		return Decision{Forwarded, RuleRef{Direction: w.dir, Index: IndexSelf}}, true
 	}
 	if w.dir == Ingress && w.pod.Node != "" {

@@ -14,16 +14,17 @@ import (
 // translation; see LookupService. A pod that is no endpoint is Dropped
 // with IndexUnknown.
 func Lookup(c *Compiled, pod PodKey, dir Direction, t packet.Tuple) Decision {
-	remote := packet.Judged(t.Dst)
+	raw, remote := packet.Unmap(t.Dst), packet.Judged(t.Dst)
 	if dir == Ingress {
-		remote = packet.Judged(t.Src)
+		raw = packet.Unmap(t.Src)
+		remote = raw
 	}
 	ids, ok := c.Endpoints[pod]
 	rs := c.Rulesets[ids[dir]]
 	if !ok || rs == nil || !remote.IsValid() {
 		return Decision{Dropped, RuleRef{Direction: dir, Index: IndexUnknown}}
 	}
-	if slices.Contains(c.Addresses[pod], remote) {
+	if slices.Contains(c.Addresses[pod], raw) {
 		return Decision{Forwarded, RuleRef{Direction: dir, Index: IndexSelf}}
 	}
 	passed := -1 // rules of tiers up to this one are passed by
@@ -148,7 +149,7 @@ func LookupService(c *Compiled, frontends map[Frontend]Target, pod PodKey, dir D
 	ids, ok := c.Endpoints[pod]
 	dst := packet.Judged(t.Dst)
 	target, isFrontend := frontends[Frontend{dst, t.Protocol, t.DstPort}]
-	if dir != Egress || !ok || !isFrontend || slices.Contains(c.Addresses[pod], dst) {
+	if dir != Egress || !ok || !isFrontend || slices.Contains(c.Addresses[pod], packet.Unmap(t.Dst)) {
 		return Lookup(c, pod, dir, t)
 	}
 	if len(target.Backends) == 0 {

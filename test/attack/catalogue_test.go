@@ -73,6 +73,9 @@ var catalogue = []struct {
 		{id: "PKT-49", what: "addresses added in the pod; macvlan on its interface", who: "A2"},
 		{id: "PKT-51", what: "the pod sets our own mark", who: "A2"},
 		{id: "PKT-52", what: "ethertypes that are not IP to another pod on the bridge: LLC, LACP, LLDP, MPLS and others", who: "A1"},
+		{id: "PKT-53", what: "checksums left to the device, to be written over ports, addresses and lengths (PACKET_VNET_HDR)", who: "A1"},
+		{id: "PKT-54", what: "neighbour discovery behind extension headers, in front of more bytes, to an unused address of the pod's network", who: "A1"},
+		{id: "PKT-37c", what: "NAT64 forms of the pod's own address, of loopback and of addresses of no wire", who: "A0"},
 	}},
 	{"Connection state", []row{
 		{id: "CT-01", what: "open connections when policy tightens; those still allowed go on", who: "A0"},
@@ -108,6 +111,8 @@ var catalogue = []struct {
 		{id: "K8S-14", what: "a cluster IP of denied, of allowed and of mixed backends, all Service addresses allowed", who: "A0"},
 		{id: "K8S-16", what: "a Service's external address: translated by nobody, or taking over an allowed address", who: "A3"},
 		{id: "K8S-16b", what: "the former, on a node where netfilter tracks no connections", who: "A3"},
+		{id: "K8S-16d", what: "a packet from outside that is dropped, and the answer to it, at an address that a Service claims", who: "A3, A4"},
+		{id: "K8S-16e", what: "an open flow whose address a Service claims before the rule that allowed it goes", who: "A3"},
 		{id: "K8S-16c", what: "a Service that claims the address of a pod on the same bridge", who: "A3"},
 		{id: "K8S-17", what: "ExternalName", who: "A3", not: needsNames},
 		{id: "K8S-18", what: "node ports and host ports of denied pods, the node's address allowed", who: "A0"},

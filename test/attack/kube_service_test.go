@@ -33,6 +33,48 @@ func serviceAttacks() []attack {
 			x.mixed()
 		}},
 		{id: "K8S-16", off: open, try: (*try).capturedAddress},
+		{id: "K8S-16d", off: open, try: func(x *try) {
+			if x.on {
+				x.w.write("captor.yaml", captor([2]netip.Addr{evil(0), evil(1)}, x.w.pod("shop/open")))
+			}
+			for v := range 2 {
+				port := x.port()
+				x.fromOutside(evil(v), x.pod.IP(evil(v)), packettest.UDP{SrcPort: 7, DstPort: port}, packettest.Payload("knock"))
+				x.expect("networkpolicy shop/deny-all ingress isolation", 1)
+				x.denied("the answer "+family(v), placesIsolation, func(tok packettest.Token) []byte {
+					return x.ip(evil(v), packettest.UDP{SrcPort: port, DstPort: 7}, tok)
+				}, everyMode...)
+			}
+			x.settle()
+			if x.on {
+				x.w.remove("captor.yaml")
+			}
+		}},
+		{id: "K8S-16e", off: open, try: func(x *try) {
+			if x.on {
+				x.w.write("evil.yaml", evilToo)
+			}
+			ports := [2]uint16{x.port(), x.port()}
+			for v := range 2 {
+				x.allowed("while it is allowed "+family(v), func(tok packettest.Token) []byte {
+					return x.ip(evil(v), packettest.UDP{SrcPort: ports[v], DstPort: 7}, tok)
+				})
+			}
+			x.settle()
+			if x.on {
+				x.w.write("captor.yaml", captor([2]netip.Addr{evil(0), evil(1)}, x.w.pod("shop/open")))
+				x.w.remove("evil.yaml")
+			}
+			for v := range 2 {
+				x.denied("when it is no more "+family(v), placesIsolation, func(tok packettest.Token) []byte {
+					return x.ip(evil(v), packettest.UDP{SrcPort: ports[v], DstPort: 7}, tok)
+				}, everyMode...)
+			}
+			x.settle()
+			if x.on {
+				x.w.remove("captor.yaml")
+			}
+		}},
 		{id: "K8S-18", off: open, try: func(x *try) {
 			n := x.w.node
 			cart := x.w.pod("shop/cart")

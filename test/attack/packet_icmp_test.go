@@ -104,6 +104,25 @@ func icmpAttacks() []attack {
 				return x.ip(web(0), packettest.ICMP{Type: packettest.ICMPRedirect}, packettest.IPv4{Src: web(0), Dst: x.src(web(0))}, packettest.UDP{SrcPort: 1, DstPort: 2}, tok)
 			})
 		}},
+		{id: "PKT-54", off: absent, try: func(x *try) {
+			own := x.src(web(1))
+			b := own.As16()
+			b[14], b[15] = 0xee, 0xee
+			unused := netip.AddrFrom16(b)
+			solicit := func(front []packettest.Layer, tok packettest.Token, back ...byte) []byte {
+				layers := append([]packettest.Layer{x.pod.Eth(), packettest.IPv6{Src: own, Dst: unused, HopLimit: new(uint8(255))}}, front...)
+				return append(packettest.Build(append(layers, packettest.NeighborSolicitation(netip.AddrFrom16(tok), x.pod.MAC())...)...), back...)
+			}
+			x.denied("to an unused address, the token its target", "ndp", func(tok packettest.Token) []byte { return solicit(nil, tok) })
+			x.denied("behind destination options", "ndp", func(tok packettest.Token) []byte {
+				return solicit([]packettest.Layer{packettest.DestOpts{Options: append([]byte{0x1e, 16}, tok[:]...)}}, packettest.NewToken("target"))
+			})
+			x.denied("behind a hop-by-hop header", "ndp", func(tok packettest.Token) []byte {
+				return solicit([]packettest.Layer{packettest.HopByHop{Options: append([]byte{0x1e, 16}, tok[:]...)}}, packettest.NewToken("target"))
+			})
+			x.denied("in front of more bytes", "ndp", func(tok packettest.Token) []byte { return solicit(nil, packettest.NewToken("target"), tok[:]...) })
+			x.maybe()
+		}},
 		{id: "PKT-31", off: absent, try: func(x *try) {
 			for typ := range 256 {
 				reason := isolation

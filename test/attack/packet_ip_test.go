@@ -95,7 +95,7 @@ func ipv4Attacks() []attack {
 				}
 			}
 			for v := range 2 {
-				x.denied("bytes behind the packet "+family(v), isolation, func(tok packettest.Token) []byte {
+				x.denied("bytes behind the packet "+family(v), "malformed", func(tok packettest.Token) []byte {
 					eth := x.pod.Eth()
 					eth.Trailer = make([]byte, 64)
 					return packettest.Build(eth, ipHeader(x.src(evil(v)), evil(v)), packettest.UDP{SrcPort: x.port(), DstPort: 443}, tok)
@@ -337,6 +337,23 @@ func ipv6Attacks() []attack {
 			} {
 				x.denied(to.name, to.reason, func(tok packettest.Token) []byte { return x.udp(to.addr, controlPort, tok) })
 				x.shots[len(x.shots)-1].maybe = to.maybe
+			}
+		}},
+		{id: "PKT-37c", off: absent, try: func(x *try) {
+			for name, to := range map[string]struct {
+				addr   string
+				reason string
+			}{
+				"its own address":   {x.src(web(0)).String(), isolation},
+				"loopback":          {"127.0.0.1", "martian"},
+				"unspecified":       {"0.0.0.0", "martian"},
+				"a group":           {"224.0.0.1", isolation},
+				"limited broadcast": {"255.255.255.255", isolation},
+			} {
+				b := netip.MustParseAddr("64:ff9b::").As16()
+				m := netip.MustParseAddr(to.addr).As4()
+				copy(b[12:], m[:])
+				x.denied(name, to.reason, func(tok packettest.Token) []byte { return x.udp(netip.AddrFrom16(b), controlPort, tok) })
 			}
 		}},
 	}

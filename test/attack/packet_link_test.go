@@ -38,7 +38,7 @@ func TestPackets(t *testing.T) {
 			x.w.remove("captor.yaml")
 		}
 	}}
-	w.run(narrow, slices.Concat([]attack{untranslated}, linkAttacks(), ipv4Attacks(), ipv6Attacks(), fragmentAttacks(), transportAttacks(), icmpAttacks(), sourceAttacks(), placeAttacks()))
+	w.run(narrow, slices.Concat([]attack{untranslated}, offloadAttacks(), linkAttacks(), ipv4Attacks(), ipv6Attacks(), fragmentAttacks(), transportAttacks(), icmpAttacks(), sourceAttacks(), placeAttacks()))
 }
 
 // cartToo lets shop/frontend reach the pods shop/cart.

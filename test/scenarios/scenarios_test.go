@@ -31,6 +31,7 @@ import (
 	"github.com/postern-dev/postern/internal/datapath/mapstate"
 	"github.com/postern-dev/postern/internal/kube"
 	"github.com/postern-dev/postern/internal/manifests"
+	"github.com/postern-dev/postern/internal/packet"
 	"github.com/postern-dev/postern/internal/policy"
 )
 
@@ -259,7 +260,7 @@ func (st *state) askWorld(t *testing.T, line string, q question) {
 		if want.Rule.Index == policy.IndexSelf || want.Rule.Index == policy.IndexUnknown {
 			continue // not in a ruleset
 		}
-		remote := q.tuple.Dst
+		remote := packet.Judged(q.tuple.Dst)
 		if q.dir == policy.Ingress {
 			remote = q.tuple.Src
 		}

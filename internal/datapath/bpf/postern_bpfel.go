@@ -67,20 +67,22 @@ type PosternCtx struct {
 		Staged  uint32
 		Service uint32
 	}
-	_        [4]byte
-	Now      uint64
-	Slot     uint32
-	Revision uint32
-	Dir      uint32
-	Len      uint32
-	Segs     uint32
-	PostDnat uint32
-	Local    uint32
-	_        [4]byte
-	Fresh    PosternFlow
-	InnerSrc PosternAddr
-	InnerDst PosternAddr
-	Inner    [40]uint8
+	_          [4]byte
+	Now        uint64
+	Slot       uint32
+	Revision   uint32
+	Dir        uint32
+	Len        uint32
+	Segs       uint32
+	PostDnat   uint32
+	Local      uint32
+	CsumStart  uint32
+	CsumOffset uint32
+	_          [4]byte
+	Fresh      PosternFlow
+	InnerSrc   PosternAddr
+	InnerDst   PosternAddr
+	Inner      [40]uint8
 }
 
 type PosternEndpoint struct {

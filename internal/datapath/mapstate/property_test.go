@@ -78,7 +78,7 @@ func compareWorld(t *testing.T, rng *rand.Rand, s *policy.Snapshot, c *policy.Co
 				if want.Rule.Index == policy.IndexSelf {
 					continue // the kernel's own comparison, see bpf/decide.h
 				}
-				remote := tuple.Dst
+				remote := packet.Judged(tuple.Dst)
 				if dir == policy.Ingress {
 					remote = tuple.Src
 				}

@@ -396,7 +396,7 @@ func (w *World) RulesetID(name string) uint32 {
 }
 
 // Class returns the class of an address with its property bits.
-func (w *World) Class(a netip.Addr) uint32 { return w.trie.lookup(packet.Judged(a)) }
+func (w *World) Class(a netip.Addr) uint32 { return w.trie.lookup(packet.Unmap(a)) }
 
 // Lookup returns what a ruleset says of an address and port: Rule bits and a
 // rule ID, as the kernel would find it; 0 if the ruleset is not here.
