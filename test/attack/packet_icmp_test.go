@@ -120,7 +120,7 @@ func icmpAttacks() []attack {
 			x.denied("behind a hop-by-hop header", "ndp", func(tok packettest.Token) []byte {
 				return solicit([]packettest.Layer{packettest.HopByHop{Options: append([]byte{0x1e, 16}, tok[:]...)}}, packettest.NewToken("target"))
 			})
-			x.denied("in front of more bytes", "ndp", func(tok packettest.Token) []byte { return solicit(nil, packettest.NewToken("target"), tok[:]...) })
+			x.denied("in front of more bytes", "malformed", func(tok packettest.Token) []byte { return solicit(nil, packettest.NewToken("target"), tok[:]...) })
 			x.maybe()
 		}},
 		{id: "PKT-31", off: absent, try: func(x *try) {
