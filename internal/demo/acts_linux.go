@@ -24,7 +24,8 @@ func (d *demo) explain(ctx context.Context) error {
 	}
 	for line := range strings.Lines(res.Text) {
 		if strings.HasPrefix(line, "tier ") {
-			break // the whole way, rule by rule, would be long here
+			d.print("   %s", d.paint(dim, "... and the way through the tiers, rule by rule"))
+			break
 		}
 		d.print("   %s", d.paint(dim, strings.TrimRight(line, "\n")))
 	}

@@ -276,8 +276,9 @@ func (d *demo) baseline(ctx context.Context) error {
 }
 
 func (d *demo) blocked(ctx context.Context) error {
-	d.chapter("What is blocked now, and by which rule")
-	d.command("postern flows --verdict dropped")
+	d.chapter("What is blocked now, and by which rule",
+		"The same connections again. Beside what is blocked stands the rule that its flow",
+		"record names; by hand, 'postern flows --verdict dropped' lists the records.", "")
 	good := []probe{d.dnsQuestion(), d.upstream()}
 	bad := append(d.ways(byBaseline), d.runnerToCart())
 	if err := d.round(ctx, good, bad); err != nil {

@@ -85,6 +85,10 @@ func TestDemo(t *testing.T) {
 			t.Errorf("does not say %q", want)
 		}
 	}
+	// What follows a command is its output, or narration.
+	if bytes.Contains(out, []byte("$ postern flows")) {
+		t.Error("shows a command whose output it does not show")
+	}
 	if bytes.Contains(out, []byte("NOT TRUE")) || bytes.Contains(out, []byte("\x1b")) {
 		t.Error("a false claim, or colour without a terminal")
 	}
