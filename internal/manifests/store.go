@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -23,6 +24,10 @@ const maxFileSize = 256 << 20
 // settleTime is how long a file must have been left alone that does not end
 // with a newline: it may be half-written.
 const settleTime = time.Second
+
+// maxUnsettled bounds that for a file that is replaced all the time: each version
+// is left alone, but none for long enough to tell.
+const maxUnsettled = time.Second
 
 // deletionGrace is how long a file must be gone to count as deleted.
 const deletionGrace = 200 * time.Millisecond
@@ -57,10 +62,12 @@ type Store struct {
 	claims map[kube.ObjectRef][]claim
 	dups   map[kube.ObjectRef][]kube.Finding
 	// placed are the objects as they are in world, and from where.
-	placed   map[kube.ObjectRef]placed
-	closed   map[string]bool // files for which everything is denied (M1)
-	bindings []Binding
-	findings []kube.Finding // of files and bindings
+	placed map[kube.ObjectRef]placed
+	closed map[string]bool // files for which everything is denied (M1)
+	// unsettled are the files that were not read since they may be half-written.
+	unsettled map[string]unsettled
+	bindings  []Binding
+	findings  []kube.Finding // of files and bindings
 }
 
 // file is one file of the directory.
@@ -72,6 +79,12 @@ type file struct {
 	good    *parsed        // the last version that could be read as a whole
 	partly  *parsed        // the current version, while there is no good one
 	bad     []kube.Finding // why the current version is not the one in force
+}
+
+// unsettled is a file whose end may be missing.
+type unsettled struct {
+	since time.Time // of the first look
+	born  time.Time // the file of the last look
 }
 
 // absence is what is known of a file that was not found.
@@ -109,6 +122,7 @@ func NewStore(dir string, opts Options) *Store {
 		dir: dir, root: followed(dir), opts: opts, world: kube.NewWorld(opts.Kube),
 		files: map[string]*file{}, taken: map[string]*parsed{}, claims: map[kube.ObjectRef][]claim{},
 		dups: map[kube.ObjectRef][]kube.Finding{}, placed: map[kube.ObjectRef]placed{}, closed: map[string]bool{},
+		unsettled: map[string]unsettled{},
 	}
 }
 
@@ -180,6 +194,10 @@ func (s *Store) rescan(touched map[string]bool, settle bool) Result {
 		res.Changed = res.Changed || changed
 		res.again(retry)
 	}
+	maps.DeleteFunc(s.unsettled, func(path string, u unsettled) bool {
+		_, ok := l.found[path] // it may be away for a moment only
+		return !ok && s.opts.Now().Sub(u.since) > 4*maxUnsettled
+	})
 	for _, path := range l.dangling {
 		res.Changed = s.dangles(path) || res.Changed
 	}
@@ -300,19 +318,25 @@ func (s *Store) visit(l *listing, rel, path string, d fs.DirEntry) error {
 	info, err := os.Stat(path) // follows links, as those of a mounted ConfigMap
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		switch link, err := os.Lstat(path); {
-		case err != nil:
-		case link.Mode()&fs.ModeSymlink != 0:
-			l.kept, l.dangling = append(l.kept, rel), append(l.dangling, rel)
-		default:
-			l.kept = append(l.kept, rel) // there again
-		}
+		l.missed(rel, path)
 	case err != nil:
 		l.keep(rel, err)
 	case info.Mode().IsRegular():
 		l.found[rel] = info
 	}
 	return nil
+}
+
+// missed notes that a path was listed and leads nowhere.
+func (l *listing) missed(rel, path string) {
+	link, err := os.Lstat(path)
+	switch {
+	case err != nil: // gone
+	case link.Mode()&fs.ModeSymlink != 0:
+		l.kept, l.dangling = append(l.kept, rel), append(l.dangling, rel)
+	default:
+		l.kept = append(l.kept, rel) // there again
+	}
 }
 
 // followed is a directory with a link to it followed. A link that is replaced
@@ -360,9 +384,10 @@ func (s *Store) read(path string, listed fs.FileInfo, settle bool) (changed bool
 		info = listed
 	}
 	quiet := s.opts.Now().Sub(info.ModTime()).Abs()
-	if settle && len(data) > 0 && data[len(data)-1] != '\n' && quiet < settleTime {
+	if settle && len(data) > 0 && data[len(data)-1] != '\n' && quiet < settleTime && !s.churns(path, full) {
 		return false, settleTime - quiet
 	}
+	delete(s.unsettled, path)
 	known := s.files[path] != nil
 	sum := sha256.Sum256(data)
 	if known && sum == f.sum {
@@ -377,6 +402,24 @@ func (s *Store) read(path string, listed fs.FileInfo, settle bool) (changed bool
 	f.info, f.sum = info, sum
 	f.take(p)
 	return true, 0
+}
+
+// churns reports whether a file has been replaced, not written to, for so long
+// that to wait for it to settle would keep what it said before in force for ever.
+func (s *Store) churns(path, full string) bool {
+	now := s.opts.Now()
+	u, known := s.unsettled[path]
+	if !known {
+		u.since = now
+	}
+	at := born(full)
+	replaced := known && !at.Equal(u.born)
+	if known && !replaced {
+		u.since = now // the same file still
+	}
+	u.born = at
+	s.unsettled[path] = u
+	return replaced && now.Sub(u.since) >= maxUnsettled
 }
 
 // readFile reads one file, whatever takes its place meanwhile. The result has no

@@ -228,3 +228,55 @@ func pause(i int) { time.Sleep(time.Duration(i%40) * time.Millisecond / 4) }
 func replace(path string, i int) error {
 	return errors.Join(os.WriteFile(path+"~", fmt.Appendf(nil, "%s# %d\n", isolate, i), 0o600), os.Rename(path+"~", path))
 }
+
+// TestWatcherChurn: a file that is put in place anew all the time is taken over
+// all the same, a version now and then.
+func TestWatcherChurn(t *testing.T) {
+	open := strings.ReplaceAll(isolate, "192.0.2.0/24", "192.0.3.0/24")
+	for name, c := range map[string]struct {
+		end  string
+		away func(i int) bool
+	}{
+		"by rename":                  {"\n", func(int) bool { return false }},
+		"deleted in between":         {"\n", func(i int) bool { return i%5 == 0 }},
+		"deleted each time":          {"\n", func(int) bool { return true }},
+		"without a newline":          {"", func(int) bool { return false }},
+		"deleted, without a newline": {"", func(i int) bool { return i%5 == 0 }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			path := filepath.Join(dir, "p.yaml")
+			write(t, filepath.Join(dir, "web.yaml"), podWeb)
+			write(t, path, isolate)
+			verdicts := start(t, dir)
+			wantNext(t, verdicts, byIsolation)
+			taken := 0
+			for i, end := 0, time.Now().Add(4*time.Second); time.Now().Before(end); i++ {
+				text := fmt.Sprintf("%s# %d%s", []string{isolate, open}[i/100%2], i, c.end)
+				if err := os.WriteFile(path+"~", []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if c.away(i) {
+					if err := os.Remove(path); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(time.Millisecond)
+				}
+				if err := os.Rename(path+"~", path); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(2 * time.Millisecond)
+				for ; len(verdicts) > 0; taken++ {
+					if v := <-verdicts; v == byNobody {
+						t.Fatalf("the policy was not in force for a moment: %s", v)
+					}
+				}
+			}
+			if taken < 2 {
+				t.Errorf("%d versions were taken over in 4 s", taken)
+			}
+			t.Logf("%d versions", taken)
+		})
+	}
+}
