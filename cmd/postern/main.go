@@ -25,10 +25,14 @@ func run() int {
 	if err != nil {
 		executable = os.Args[0]
 	}
+	width, _, err := term.GetSize(int(os.Stdout.Fd()))
+	if err != nil {
+		width = 0 // no terminal
+	}
 	return cli.Main(ctx, os.Args[1:], cli.IO{
 		In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
 		OutTTY: term.IsTerminal(int(os.Stdout.Fd())), ErrTTY: term.IsTerminal(int(os.Stderr.Fd())),
-		Getenv: os.Getenv, Now: time.Now,
+		Width: width, Getenv: os.Getenv, Now: time.Now,
 		Executable: executable, Name: os.Args[0], Version: version(),
 	})
 }

@@ -42,7 +42,9 @@ type IO struct {
 	Out, Err io.Writer
 	// OutTTY and ErrTTY say that Out and Err are terminals.
 	OutTTY, ErrTTY bool
-	Getenv         func(string) string
+	// Width is how many columns Out has, if it is a terminal; 0 if that is not known.
+	Width  int
+	Getenv func(string) string
 	// Now is the clock; times are shown in its location.
 	Now func() time.Time
 	// Executable is the path of this program, Name what it was called as.

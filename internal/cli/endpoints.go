@@ -80,6 +80,13 @@ func (a *app) printEndpoints(list []control.Endpoint, rules bool) error {
 		return nil
 	}
 	t := a.newTable("POD", "STATE", "EGRESS", "INGRESS", "DROPPED", "FORWARDED", "INTERFACE", "ADDRESSES")
+	const forwardedColumn, interfaceColumn = 5, 6
+	a.fit(t,
+		layout{hide: []int{interfaceColumn}},
+		layout{below: true},
+		layout{below: true, hide: []int{interfaceColumn}},
+		layout{below: true, hide: []int{interfaceColumn, forwardedColumn}},
+	)
 	for _, e := range list {
 		var addrs []string
 		for _, ip := range e.Addrs {
@@ -112,10 +119,20 @@ func (a *app) printRules(e control.Endpoint) error {
 	}
 	a.outf("\n")
 	t := a.newTable("PACKETS", "BYTES", "RULE")
+	a.fit(t, layout{brief: true}, layout{below: true})
 	for _, r := range e.Rules {
-		t.add(number(strconv.FormatUint(r.Packets, 10)), number(bytesText(r.Bytes)), text(ruleText(r.Rule)))
+		t.add(number(strconv.FormatUint(r.Packets, 10)), number(bytesText(r.Bytes)), ruleCell(r.Rule))
 	}
 	return t.flush()
+}
+
+// ruleCell is ruleText, briefly the rule alone, or the name of the reason.
+func ruleCell(r flow.Rule) cell {
+	c := cell{text: ruleText(r), brief: r.Text}
+	if r.Reason != "" {
+		c.brief = "[" + r.Reason + "]"
+	}
+	return c
 }
 
 // ruleText is a rule, with a word on those that no author wrote, or the datapath's

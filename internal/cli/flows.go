@@ -29,7 +29,8 @@ func (a *app) flowsCommand() *cobra.Command {
 A record is made of a flow's first packet, of each dropped packet, and of a flow's
 end ("closed"). Both ends have their names; an end outside of the cluster has its
 address. SENT and BACK are bytes, from the opener and to it. RULE is the rule that
-decided, or the reason in words with [its name], if no rule was asked.
+decided, or the reason in words with [its name], if no rule was asked. On a terminal
+too narrow for all of it bytes and direction are left out; a pipe gets everything.
 
 All filters must hold. Without --since, --limit or --follow the newest 100 are shown.
 With -o json each record is a JSON object on a line of its own.
@@ -94,6 +95,18 @@ func (a *app) flows(ctx context.Context, f control.Filter, js bool) error {
 	var t *table
 	if !js {
 		t = a.newTable("TIME", "DIR", "FROM", "TO", "PORT", "VERDICT", "SENT", "BACK", "RULE")
+		const (
+			timeColumn, dirColumn, sentColumn, backColumn = 0, 1, 6, 7
+		)
+		a.fit(t,
+			layout{brief: true},
+			layout{brief: true, hide: []int{backColumn, sentColumn}},
+			layout{brief: true, hide: []int{backColumn, sentColumn, dirColumn}},
+			layout{below: true},
+			layout{below: true, hide: []int{backColumn, sentColumn}},
+			layout{below: true, hide: []int{backColumn, sentColumn, dirColumn}},
+			layout{below: true, hide: []int{backColumn, sentColumn, dirColumn, timeColumn}},
+		)
 		if f.Follow {
 			t.width = []int{12, 7, 16, 16, 9, 9, 5, 5, 4} // it only grows while it is followed: start with some room
 		}
@@ -197,7 +210,7 @@ func (a *app) flowRow(r flow.Record) []cell {
 	}
 	return []cell{
 		text(a.timeText(r.Time)), text(r.Dir), text(endText(from)), text(endText(to)), text(port),
-		v, number(out), number(back), text(ruleText(r.Rule)),
+		v, number(out), number(back), ruleCell(r.Rule),
 	}
 }
 
