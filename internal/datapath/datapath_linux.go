@@ -88,6 +88,7 @@ type Datapath struct {
 
 	endpoints map[int]*endpoint    // by ifindex
 	prepared  map[int]prepared     // what Arm will take, by ifindex
+	first     map[int]string       // interfaces that were there at the first install: their names by ifindex
 	unseeded  []int                // armed since the last Seed, by ifindex
 	older     connections          // what Arm seeds before it attaches; may be nil
 	nfLinks   map[string]link.Link // by look.name
@@ -142,6 +143,9 @@ func Open(cfg Config, ruleID func(policy.RuleRef) uint32) (d *Datapath, err erro
 		return d, err
 	}
 	if err = d.openConfig(); err != nil {
+		return d, err
+	}
+	if err = d.rememberFirst(); err != nil {
 		return d, err
 	}
 	if !cfg.NoCatchAll {

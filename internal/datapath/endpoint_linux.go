@@ -110,10 +110,13 @@ func (d *Datapath) Arm(spec EndpointSpec, b Binding) error {
 	if err := d.objs.EndpointSlots.Put(uint32(spec.Ifindex), slot); err != nil {
 		return fmt.Errorf("endpoint_slots: %w", err)
 	}
-	// Before the attach, so that no packet of theirs is dropped meanwhile; what
-	// fails here is tried and told by Seed.
-	d.unseeded = append(d.unseeded, spec.Ifindex)
-	_ = d.seed(ep, d.older)
+	if d.seedable(spec) {
+		// Before the attach, so that no packet of theirs is dropped meanwhile; what
+		// fails here is tried and told by Seed.
+		d.unseeded = append(d.unseeded, spec.Ifindex)
+		_ = d.seed(ep, d.older)
+		delete(d.first, spec.Ifindex) // armed once more it is another pod's
+	}
 	return d.attach(ep)
 }
 
@@ -189,8 +192,8 @@ func (d *Datapath) Prepare(specs []EndpointSpec) error {
 		}
 		return fmt.Errorf("flow tables: %w", err)
 	}
-	if len(fresh) > 1 {
-		d.older, _ = readConnections(fresh) // if not, Seed says why
+	if old := slices.DeleteFunc(fresh, func(s EndpointSpec) bool { return !d.seedable(s) }); len(old) > 1 {
+		d.older, _ = readConnections(old) // if not, Seed says why
 	}
 	return nil
 }

@@ -21,6 +21,24 @@ const seedBatch = 32
 // connections are what conntrack knows, by the addresses of pods.
 type connections map[netip.Addr][]*conntrack.Flow
 
+// seedable reports whether the connections of an interface's addresses are its
+// own: it was there at the first install. A later one is a new incarnation, and
+// what conntrack knows of its addresses may be a dead pod's (I3).
+func (d *Datapath) seedable(s EndpointSpec) bool {
+	return d.first[s.Ifindex] == s.Interface && s.Interface != ""
+}
+
+// rememberFirst notes which interfaces are there, if nothing was armed yet by
+// this process or one before it.
+func (d *Datapath) rememberFirst() error {
+	if d.config.load(0, settingsNextGen) > 1 {
+		return nil
+	}
+	var err error
+	d.first, err = interfaces()
+	return err
+}
+
 // readConnections reads what is about the addresses of specs.
 func readConnections(specs []EndpointSpec) (connections, error) {
 	out := connections{}
@@ -58,7 +76,8 @@ func readConnections(specs []EndpointSpec) (connections, error) {
 func (d *Datapath) SeedDue() bool { return len(d.unseeded) >= seedBatch }
 
 // Seed takes over the connections of newly armed interfaces that the kernel's
-// conntrack knows, so that arming cuts none that policy permits. They are
+// conntrack knows, so that the first install cuts none that policy permits;
+// interfaces that come later begin with none. They are
 // written with revision 0, which no policy has: the first packet of each is
 // judged before it passes. It is for all interfaces since the last call; more
 // says that others are about to be armed.
@@ -77,7 +96,9 @@ func (d *Datapath) Seed(more bool) error {
 	d.unseeded = nil
 	if more {
 		for _, p := range d.prepared {
-			specs = append(specs, p.spec)
+			if d.seedable(p.spec) {
+				specs = append(specs, p.spec)
+			}
 		}
 	}
 	known, err := readConnections(specs)
@@ -141,6 +162,9 @@ func seedOf(ep *endpoint, c *conntrack.Flow, now uint64) (k bpf.PosternFlowKey, 
 	if local >= 0 {
 		// The pod opened it: at its interface the destination is the original one.
 		remote, k.Lport, k.Rport = dst, o.Proto.SourcePort, o.Proto.DestinationPort
+		if c.Status.DstNAT() {
+			f.Service = 1
+		}
 	} else {
 		// Somebody opened it to the pod: there both ends are the translated ones.
 		if local = slices.Index(ep.spec.Addrs, packet.Unmap(r.IP.SourceAddress)); local < 0 {
