@@ -129,6 +129,9 @@ func TestOutput(t *testing.T) {
 		"usage-command":         {nil, "stauts", ExitUsage},
 		"usage-flag":            {nil, "flows --verdit dropped", ExitUsage},
 		"usage-verdict":         {healthy(), "flows --verdict denied", ExitUsage},
+		"usage-to":              {healthy(), "flows --to 1.2.3.400", ExitUsage},
+		"usage-port":            {healthy(), "explain shop/frontend 203.0.113.66 --port 70000", ExitUsage},
+		"usage-lab-name":        {nil, "lab up ../../x", ExitUsage},
 		"usage-since":           {healthy(), "flows --since yesterday", ExitUsage},
 		"usage-limit":           {healthy(), "flows --limit 0", ExitUsage},
 		"usage-output":          {healthy(), "status -o yaml", ExitUsage},
@@ -146,6 +149,19 @@ func TestOutput(t *testing.T) {
 			}
 			golden(t, name, fmt.Sprintf("$ postern %s\n%s%s[exit code %d]\n", c.args, out, errs, code))
 		})
+	}
+}
+
+func TestDestinations(t *testing.T) {
+	for s, want := range map[string]bool{
+		"": true, "1.2.3.4": true, "2001:db8::1": true, "10.0.0.0/8": true, "10.0.0.1/8": true, "2001:db8::/32": true,
+		"shop/cart": true, "cart": true, "shop/": true, "a1.b-2": true, "kube-system/kube-dns": true, "7up": true, "12": true,
+		"1.2.3.400": false, "1.2.3": false, "10.0.0.0/33": false, "10.0.0/8": false, "2001:db8::g": false, "2001:db8::/129": false,
+		"Shop/cart": false, "shop/cart/x": false, "/cart": false, "shop cart": false, "-x": false, "203.0.113.66:443": false,
+	} {
+		if got := isDestination(s); got != want {
+			t.Errorf("%q: %v", s, got)
+		}
 	}
 }
 

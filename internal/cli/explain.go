@@ -2,8 +2,10 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -38,7 +40,7 @@ the backend that a Service chooses.`,
 	}
 	a.agentFlags(cmd)
 	asJSON := outputFlag(cmd)
-	cmd.Flags().Uint16Var(&q.Port, "port", 0, "destination port, of TCP, UDP and SCTP")
+	cmd.Flags().Var((*portValue)(&q.Port), "port", "destination port, of TCP, UDP and SCTP")
 	cmd.Flags().StringVar(&q.Protocol, "protocol", "tcp", "tcp, udp, sctp, icmp, icmpv6 or a number")
 	cmd.Flags().StringVar(&dir, "manifests", "", "directory of manifests to ask instead of the agent")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -70,6 +72,30 @@ the backend that a Service chooses.`,
 		return err
 	}
 	return cmd
+}
+
+// portValue is a flag that is a port.
+type portValue uint16
+
+// Set is pflag.Value's.
+func (p *portValue) Set(s string) error {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n == 0 {
+		return errors.New("want a port from 1 to 65535")
+	}
+	*p = portValue(n)
+	return nil
+}
+
+// Type is pflag.Value's.
+func (*portValue) Type() string { return "port" }
+
+// String is pflag.Value's.
+func (p *portValue) String() string {
+	if *p == 0 {
+		return ""
+	}
+	return strconv.Itoa(int(*p))
 }
 
 func (a *app) explainOffline(dir string, q control.ExplainRequest) (control.ExplainResponse, error) {

@@ -6,7 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
+	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -72,6 +75,9 @@ func (a *app) completeFilter(f *control.Filter, since string, limited bool) erro
 	default:
 		return usagef("--verdict %q: want forwarded, dropped or deferred", f.Verdict)
 	}
+	if !isDestination(f.To) {
+		return usagef("--to %q: want an address, a network, NAMESPACE/NAME, NAME or NAMESPACE/", f.To)
+	}
 	if limited && f.Limit < 1 {
 		return usagef("--limit %d: want at least 1", f.Limit)
 	}
@@ -88,6 +94,29 @@ func (a *app) completeFilter(f *control.Filter, since string, limited bool) erro
 		f.Limit = defaultLimit
 	}
 	return nil
+}
+
+// kubeName is what the name of a Kubernetes object looks like.
+// Source: RFC 1123 section 2.1, as apimachinery's IsDNS1123Subdomain.
+var kubeName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
+
+// isDestination reports whether records can have what --to names. What looks like
+// an address has to be one.
+func isDestination(s string) bool {
+	if s == "" {
+		return true
+	}
+	if _, err := netip.ParseAddr(s); err == nil {
+		return true
+	}
+	if _, err := netip.ParsePrefix(s); err == nil {
+		return true
+	}
+	first, second, pair := strings.Cut(s, "/")
+	if strings.Contains(first, ".") && strings.Trim(first, "0123456789.") == "" {
+		return false
+	}
+	return kubeName.MatchString(first) && (!pair || second == "" || kubeName.MatchString(second))
 }
 
 func (a *app) flows(ctx context.Context, f control.Filter, js bool) error {

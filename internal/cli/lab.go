@@ -72,6 +72,9 @@ write policies into.`,
 	cmd.Flags().StringVar(&daemon, "posternd", "", "path of posternd (default: beside this program, or in PATH)")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		name := labName(args)
+		if err := lab.CheckName(name); err != nil {
+			return &exitError{ExitUsage, err}
+		}
 		if nodes < 1 || nodes > 200 {
 			return usagef("--nodes %d: want 1 to 200", nodes)
 		}

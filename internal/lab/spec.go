@@ -284,12 +284,20 @@ var (
 	objectName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$`)
 )
 
+// CheckName fails if a lab can't have this name.
+func CheckName(name string) error {
+	if !labName.MatchString(name) {
+		return fmt.Errorf("name %q: want at most 32 lower-case letters, digits and dashes", name)
+	}
+	return nil
+}
+
 // normalise fills in what s leaves open and reports everything that is wrong with it.
 func (s *Spec) normalise() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if !labName.MatchString(s.Name) {
-		bad("name %q: want at most 32 lower-case letters, digits and dashes", s.Name)
+	if err := CheckName(s.Name); err != nil {
+		errs = append(errs, err)
 	}
 	switch s.CNI {
 	case "":
