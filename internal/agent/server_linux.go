@@ -362,7 +362,11 @@ func (a *Agent) listPolicies() ([]control.Policy, error) {
 	}
 	problems := map[string][]control.Problem{}
 	for _, f := range a.findings {
-		problems[f.Object.String()] = append(problems[f.Object.String()], problemOf(f))
+		about := f.Object
+		if about == (kube.ObjectRef{}) {
+			about = kube.ObjectRef{Kind: "Manifest", Name: f.File} // what is denied because of a file as a whole
+		}
+		problems[about.String()] = append(problems[about.String()], problemOf(f))
 	}
 	for i := range a.snapshot.Policies {
 		p := &a.snapshot.Policies[i]

@@ -139,3 +139,18 @@ func TestReport(t *testing.T) {
 		}
 	}
 }
+
+// TestPolicyOfFile: what an unreadable file denies comes with what is wrong with the file.
+func TestPolicyOfFile(t *testing.T) {
+	a := &Agent{
+		snapshot: &policy.Snapshot{Policies: []policy.Policy{{Kind: "Manifest", Name: "shop/bad.yaml", Tier: "(invalid)"}, {Kind: policy.KindEgressPolicy, Namespace: "shop", Name: "web"}}},
+		findings: []kube.Finding{{File: "shop/bad.yaml", Message: "is no YAML"}, {File: "shop/other.yaml", Message: "is no YAML either"}},
+	}
+	list, err := a.listPolicies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(list) != 2 || len(list[0].Problems) != 1 || list[0].Problems[0].Message != "is no YAML" || len(list[1].Problems) != 0 {
+		t.Errorf("%+v", list)
+	}
+}

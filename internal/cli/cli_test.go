@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -73,6 +74,21 @@ func sick() *fakeAgent {
 	return f
 }
 
+// closed returns an agent with objects that it does not understand.
+func closed() *fakeAgent {
+	f := healthy()
+	f.policies = append(f.policies,
+		control.Policy{
+			Kind: "ClusterNetworkPolicy", Name: "guard", Tier: "admin", Priority: math.MinInt32, Endpoints: 3,
+			Problems: []control.Problem{{Severity: "error", Object: "ClusterNetworkPolicy guard", Path: "spec.priority", Message: "99999 is not between 0 and 1000", File: "guard.yaml", Line: 4}},
+		},
+		control.Policy{
+			Kind: "Manifest", Name: "bad.yaml", Tier: "(invalid)", Endpoints: 3,
+			Problems: []control.Problem{{Severity: "error", Message: "is no YAML", File: "bad.yaml", Line: 1}},
+		})
+	return f
+}
+
 func TestOutput(t *testing.T) {
 	empty := &fakeAgent{status: control.Status{Node: "node1", Version: "v0.1.0", Started: now, Now: now}, endpoints: []control.Endpoint{}, policies: []control.Policy{}}
 	open := healthy()
@@ -97,6 +113,7 @@ func TestOutput(t *testing.T) {
 		"endpoints-empty":       {empty, "endpoints", ExitOK},
 		"policies":              {healthy(), "policies", ExitOK},
 		"policies-sick":         {sick(), "policies", ExitProblem},
+		"policies-invalid":      {closed(), "policies", ExitProblem},
 		"policies-empty":        {empty, "policies", ExitOK},
 		"flows":                 {healthy(), "flows", ExitOK},
 		"flows-json":            {healthy(), "flows -o json --limit 1", ExitOK},

@@ -20,7 +20,8 @@ func (a *app) endpointsCommand() *cobra.Command {
 
 EGRESS and INGRESS are isolated if some policy governs the direction, else open.
 DROPPED and FORWARDED are exact counts of packets that a rule decided itself: drops,
-and first packets of flows. With a pod, its rules are listed with their counts.
+and first packets of flows. With a pod, the rules and reasons that dropped something
+are listed with their counts.
 
 The exit code is 1 if an endpoint that is shown is failed or quarantined.`,
 		Example: "  postern endpoints\n  postern endpoints shop/frontend",
@@ -114,11 +115,11 @@ func (a *app) printEndpoints(list []control.Endpoint, rules bool) error {
 
 func (a *app) printRules(e control.Endpoint) error {
 	if len(e.Rules) == 0 {
-		a.printf("\n%s: no packet yet\n", e.Namespace+"/"+e.Name)
+		a.printf("\n%s: nothing dropped yet\n", e.Namespace+"/"+e.Name)
 		return nil
 	}
 	a.outf("\n")
-	t := a.newTable("PACKETS", "BYTES", "RULE")
+	t := a.newTable("DROPPED", "BYTES", "RULE")
 	a.fit(t, layout{brief: true}, layout{below: true})
 	for _, r := range e.Rules {
 		t.add(number(strconv.FormatUint(r.Packets, 10)), number(bytesText(r.Bytes)), ruleCell(r.Rule))

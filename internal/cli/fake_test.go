@@ -128,7 +128,7 @@ func healthy() *fakeAgent {
 			{
 				Namespace: "shop", Name: "frontend", Interface: "pl01", State: "enforced", Egress: "isolated", Ingress: "open", Dropped: 3, Forwarded: 1200,
 				Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00::2")},
-				Rules: []control.RuleCount{{Rule: allow, Packets: 1200, Bytes: 98_400}, {Rule: deny, Packets: 2, Bytes: 148}, {Rule: noFlow, Packets: 1, Bytes: 60}},
+				Rules: []control.RuleCount{{Rule: deny, Packets: 2, Bytes: 148}, {Rule: noFlow, Packets: 1, Bytes: 60}},
 			},
 			{Namespace: "shop", Name: "cart", Interface: "pl02", State: "enforced", Egress: "isolated", Ingress: "isolated", Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.3")}},
 		},

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -137,8 +138,12 @@ func (a *app) policiesCommand() *cobra.Command {
 		Use: "policies", Short: "The policies that the agent knows, and what is wrong with them", GroupID: "policy", Args: cobra.NoArgs,
 		Long: `The policies that the agent knows, and what is wrong with them.
 
-ENDPOINTS counts the pods of this node that the policy governs. The exit code is 1 if
-a policy has errors.`,
+ENDPOINTS counts the pods of this node that the policy governs. What the agent could not
+understand as a whole, such as a file that is no YAML, stands in the tier (invalid), which
+comes first and denies whatever it may have been meant to deny; a priority that is invalid
+comes first in its tier.
+
+The exit code is 1 if a policy has errors.`,
 	}
 	a.agentFlags(cmd)
 	asJSON := outputFlag(cmd)
@@ -184,8 +189,11 @@ func (a *app) printPolicies(list []control.Policy) error {
 		if p.Namespace != "" {
 			name = p.Namespace + "/" + p.Name
 		}
-		if p.Tier == "networkpolicy" {
+		switch {
+		case p.Tier == policy.TierNetworkPolicy, p.Tier == tierInvalid:
 			prio = "-" // they add up
+		case p.Priority == math.MinInt32:
+			prio = "invalid" // comes first
 		}
 		problems := cell{text: "-"}
 		if errs := countErrors(p.Problems); errs > 0 {
@@ -204,9 +212,15 @@ func (a *app) printPolicies(list []control.Policy) error {
 	return nil
 }
 
+// tierInvalid is the tier of what was not understood as a whole. It is the agent's
+// name for it, and no object's.
+const tierInvalid = "(invalid)"
+
 // tierRank orders the built-in tiers as they are evaluated, a user's own among them.
 func tierRank(tier string) int {
 	switch tier {
+	case tierInvalid:
+		return -1
 	case policy.TierAdmin:
 		return 0
 	case policy.TierNetworkPolicy:
