@@ -82,13 +82,15 @@ func (c *catchAll) ensureTable() error {
 
 func (c *catchAll) close() error { return c.conn.Close() }
 
-// add puts an interface under the catch-all; a second time does nothing.
+// add puts an interface under the catch-all; a second time does nothing. One that
+// has another name now is put there anew: from kernel 6.16 on a chain is of a name,
+// and a renamed interface is out of it, while the chain is listed as before.
 func (c *catchAll) add(device string, ifindex int) error {
 	name := chainName(ifindex)
 	if c.devices[name] == device {
 		return nil
 	}
-	if err := c.create(name, device); err != nil {
+	if err := c.put(name, device); err != nil {
 		return fmt.Errorf("interface %s: catch-all: %w", device, err)
 	}
 	c.devices[name] = device
@@ -107,9 +109,15 @@ func (c *catchAll) addAll(specs []EndpointSpec) error {
 	var msgs []netlink.Message
 	var fresh []EndpointSpec
 	for _, s := range specs {
-		if c.devices[chainName(s.Ifindex)] != s.Interface {
+		switch c.devices[chainName(s.Ifindex)] {
+		case s.Interface:
+		case "":
 			msgs = append(msgs, c.chain(chainName(s.Ifindex), s.Interface)...)
 			fresh = append(fresh, s)
+		default:
+			if err := c.add(s.Interface, s.Ifindex); err != nil {
+				return err
+			}
 		}
 	}
 	if len(fresh) == 0 {
@@ -128,7 +136,14 @@ func (c *catchAll) addAll(specs []EndpointSpec) error {
 	return errors.Join(errs...)
 }
 
-func (c *catchAll) create(name, device string) error { return c.batch(c.chain(name, device)...) }
+// put makes an interface's chain, in place of one of that name if there is one.
+func (c *catchAll) put(name, device string) error {
+	err := c.batch(append(dropChain(name), c.chain(name, device)...)...)
+	if errors.Is(err, unix.ENOENT) {
+		return c.batch(c.chain(name, device)...)
+	}
+	return err
+}
 
 // chain is what makes an interface's chain and its rule.
 func (c *catchAll) chain(name, device string) []netlink.Message {
@@ -157,14 +172,18 @@ func (c *catchAll) chain(name, device string) []netlink.Message {
 func (c *catchAll) remove(ifindex int) error {
 	name := chainName(ifindex)
 	delete(c.devices, name)
-	table, chain := attrString(unix.NFTA_RULE_TABLE, catchAllTable), attrString(unix.NFTA_RULE_CHAIN, name)
-	err := c.batch(
-		message(unix.NFT_MSG_DELRULE, 0, table, chain),
-		message(unix.NFT_MSG_DELCHAIN, 0, attrString(unix.NFTA_CHAIN_TABLE, catchAllTable), attrString(unix.NFTA_CHAIN_NAME, name)))
-	if err != nil && !errors.Is(err, unix.ENOENT) {
+	if err := c.batch(dropChain(name)...); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("catch-all chain %s: %w", name, err)
 	}
 	return nil
+}
+
+// dropChain is what removes a chain and its rule.
+func dropChain(name string) []netlink.Message {
+	return []netlink.Message{
+		message(unix.NFT_MSG_DELRULE, 0, attrString(unix.NFTA_RULE_TABLE, catchAllTable), attrString(unix.NFTA_RULE_CHAIN, name)),
+		message(unix.NFT_MSG_DELCHAIN, 0, attrString(unix.NFTA_CHAIN_TABLE, catchAllTable), attrString(unix.NFTA_CHAIN_NAME, name)),
+	}
 }
 
 // repair puts back what is missing and returns the interfaces it put back.
@@ -181,7 +200,7 @@ func (c *catchAll) repair() ([]string, error) {
 		if have[name] == device {
 			continue
 		}
-		if err := c.create(name, device); err != nil {
+		if err := c.put(name, device); err != nil {
 			if errors.Is(err, unix.ENOENT) {
 				continue // the interface is gone
 			}

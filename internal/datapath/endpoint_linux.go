@@ -90,6 +90,11 @@ func (d *Datapath) Arm(spec EndpointSpec, b Binding) error {
 	}
 	ep := d.endpoints[spec.Ifindex]
 	if ep != nil {
+		if d.catchAll != nil {
+			if err := d.catchAll.add(spec.Interface, spec.Ifindex); err != nil {
+				return err
+			}
+		}
 		ep.spec, ep.binding, ep.adopted = spec, b, false
 		return errors.Join(d.writeEndpoint(ep, true), d.attach(ep))
 	}

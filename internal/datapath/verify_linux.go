@@ -94,6 +94,8 @@ func (d *Datapath) Audit() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	renamed, err := d.follow(present)
+	mended, errs = append(mended, renamed...), append(errs, err)
 	for _, ifindex := range d.Endpoints() {
 		ep := d.endpoints[ifindex]
 		if present[ifindex] == "" {
@@ -119,6 +121,44 @@ func (d *Datapath) Audit() ([]string, error) {
 	}
 	slices.Sort(mended)
 	return mended, errors.Join(errs...)
+}
+
+// FollowNames puts renamed interfaces under the catch-all again and returns what
+// it mended.
+func (d *Datapath) FollowNames() ([]string, error) {
+	present, err := interfaces()
+	if err != nil {
+		return nil, err
+	}
+	return d.follow(present)
+}
+
+func (d *Datapath) follow(present map[int]string) (mended []string, err error) {
+	var errs []error
+	for _, ifindex := range d.Endpoints() {
+		ep, name := d.endpoints[ifindex], present[ifindex]
+		if name == "" || name == ep.spec.Interface {
+			continue
+		}
+		ep.verified = false
+		if d.catchAll != nil {
+			if err := d.catchAll.add(name, ifindex); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+		}
+		mended = append(mended, "interface "+name+", before "+ep.spec.Interface+": catch-all put back")
+		ep.spec.Interface = name
+	}
+	return mended, errors.Join(errs...)
+}
+
+// Interface returns the name of what is armed behind ifindex, as last seen; empty if nothing is.
+func (d *Datapath) Interface(ifindex int) string {
+	if ep := d.endpoints[ifindex]; ep != nil {
+		return ep.spec.Interface
+	}
+	return ""
 }
 
 // interfaces returns the names of this network namespace's by ifindex, by one dump.
