@@ -6,22 +6,6 @@
 #include "verdict.h"
 #include <bpf_core_read.h>
 
-/* One end of a tuple; conntrack keeps IPv4 in the first word of a zeroed union. */
-static __always_inline int read_end(struct addr *a, __u16 *port, const struct nf_conntrack_tuple *t,
-				    const union nf_inet_addr *u3, const void *all)
-{
-	__u16 l3num = 0;
-	__be16 be = 0;
-
-	if (bpf_core_read(&l3num, sizeof(l3num), &t->src.l3num) || (l3num != 2 && l3num != 10) ||
-	    bpf_probe_read_kernel(a, sizeof(*a), u3) || bpf_probe_read_kernel(&be, sizeof(be), all))
-		return -1;
-	if (l3num == 2)
-		set_v4(a, a->w[0]);
-	*port = bpf_ntohs(be);
-	return 0;
-}
-
 /* What is judged again; the remote end is where the packet goes now. */
 struct translated {
 	const struct endpoint *ep;
@@ -120,14 +104,16 @@ static __noinline int read_header(struct sk_buff *skb, __u32 pf, struct header *
 	__u16 off = 0;
 	__u32 i;
 
-	if (!skb || !h || bpf_core_read(&head, sizeof(head), &skb->head) ||
-	    bpf_core_read(&off, sizeof(off), &skb->network_header))
+	if (!skb || !h)
 		return -1;
+	head = skb->head;
+	off = skb->network_header;
 	at = head + off;
 	if (pf == NFPROTO_IPV4) {
 		struct iphdr *ip = (void *)b;
 
-		if (bpf_probe_read_kernel(b, 20, at))
+		/* Ports too: a packet has 28 bytes at least where they are looked at. */
+		if (bpf_probe_read_kernel(b, 24, at))
 			return -1;
 		set_v4(&h->src, ip->saddr);
 		set_v4(&h->dst, ip->daddr);
@@ -135,6 +121,11 @@ static __noinline int read_header(struct sk_buff *skb, __u32 pf, struct header *
 		h->frag = bpf_ntohs(ip->frag_off) & 0x1fff ? FRAG_LATER :
 			  bpf_ntohs(ip->frag_off) & 0x2000 ? FRAG_FIRST : FRAG_NONE;
 		h->frag_id = bpf_ntohs(ip->id);
+		if (ip->ver_ihl == 0x45 && h->frag != FRAG_LATER && has_ports(h->proto)) {
+			h->sport = (__u16)b[20] << 8 | b[21];
+			h->dport = (__u16)b[22] << 8 | b[23];
+			return 0;
+		}
 		at += (ip->ver_ihl & 15) * 4;
 	} else {
 		if (bpf_probe_read_kernel(b, 40, at))
@@ -174,19 +165,45 @@ static __noinline int read_header(struct sk_buff *skb, __u32 pf, struct header *
 	return 0;
 }
 
-/*
- * Where netfilter tracks nothing, it translates nothing. A flow that was judged
- * by a Service's backends is then on its way to the Service's own address, or to
- * a backend that something else has chosen: neither has been judged.
- */
-static __noinline int look_untracked(struct sk_buff *skb, __u32 pf, const struct settings *cfg)
+/* The backend that DNAT has chosen, from the connection's answering tuple. */
+static __always_inline int read_backend(struct question *q, const struct nf_conntrack_tuple *back)
 {
+	__u16 l3num = 0;
+	__be16 port = 0;
+
+	if (bpf_core_read(&l3num, sizeof(l3num), &back->src.l3num) || (l3num != 2 && l3num != 10) ||
+	    bpf_core_read(&q->remote, sizeof(q->remote), &back->src.u3) ||
+	    bpf_core_read(&port, sizeof(port), &back->src.u.all))
+		return -1;
+	if (l3num == 2) /* in the first word of a zeroed union */
+		set_v4(&q->remote, q->remote.w[0]);
+	q->port = bpf_ntohs(port);
+	return 0;
+}
+
+/*
+ * A Service is decided by its backends, at the pod's interface; where its packets
+ * really go is known only here, in forward and local-in, behind prerouting's DNAT:
+ *
+ *   to a backend: judged by the backend, with each packet
+ *   to the Service's own address still, because nobody translates it, or because
+ *   it belongs to a connection of before, or answers one: judged by that address,
+ *   which may be anybody's
+ *
+ * A packet whose flow was judged by the very address it goes to passes at once,
+ * and so do packets of everybody else.
+ */
+SEC("netfilter") int look_after_dnat(struct bpf_nf_ctx *nf)
+{
+	const struct settings *cfg = get_config();
 	struct translated t = {};
 	struct header h = {};
+	unsigned long status = 0, nfct;
+	struct nf_conn *ct;
 	struct flow *f;
 	int pod;
 
-	if (!skb || !cfg || read_header(skb, pf, &h))
+	if (!cfg || read_header(nf->skb, nf->state->pf, &h))
 		return NF_DROP;
 	t.src = h.src;
 	pod = find_pod(&t);
@@ -197,100 +214,42 @@ static __noinline int look_untracked(struct sk_buff *skb, __u32 pf, const struct
 		return NF_ACCEPT;
 	t.sport = h.sport;
 	t.q.proto = h.proto;
-	f = flow_of(&t, &h.dst, h.dport);
-	if (f && (!f->service || f->opener == INGRESS))
-		return NF_ACCEPT;
+	t.q.dir = EGRESS;
+	t.q.translated = 1;
 	t.q.remote = h.dst;
 	t.q.port = h.dport;
-	t.q.dir = EGRESS;
-	t.q.translated = 1;
-	judge(t.ep, &t.q, &t.a);
-	if (t.a.rule & RULE_FORWARDED)
+	f = flow_of(&t, &h.dst, h.dport);
+	if (f && (f->opener == INGRESS || (!f->service && f->revision == cfg->revision)))
 		return NF_ACCEPT;
-	bpf_core_read(&t.len, sizeof(t.len), &skb->len);
-	if (h.frag == FRAG_FIRST) {
-		void *table = bpf_map_lookup_elem(&flows, &t.slot);
-		struct flow_key k = {};
-
-		k.raddr = h.dst;
-		k.proto = h.proto;
-		k.local = own_index(t.ep, &h.src);
-		k.kind = KIND_FRAG_EGRESS;
-		if (!is_v4(&k.raddr))
-			k.proto = 0;
-		k.lport = h.frag_id >> 16;
-		k.rport = h.frag_id & 0xffff;
-		if (table)
-			bpf_map_delete_elem(table, &k);
-	}
-	return refuse(&t, cfg);
-}
-
-/*
- * A packet whose destination DNAT has changed is judged again, by the
- * destination that conntrack will send it to. So is one that was judged by a
- * Service's backends and that nobody translates, because it belongs to a
- * connection of before or answers one: it goes to the Service's address itself,
- * which may be anybody's. Runs in forward and local-in, so after prerouting's
- * DNAT. Packets of everybody else pass untouched.
- */
-SEC("netfilter") int look_after_dnat(struct bpf_nf_ctx *nf)
-{
-	unsigned long nfct = nf->skb->_nfct;
-	struct nf_conn *ct = (void *)(nfct & ~7UL);
-	const struct nf_conntrack_tuple *orig, *back, *this;
-	const struct settings *cfg = get_config();
-	unsigned long status = 0;
-	struct translated t = {};
-	bool reply, judged_here;
-	struct addr dst;
-	struct flow *f;
-	__u16 dport;
-	int pod;
-
-	if (!cfg)
-		return NF_DROP;
-	if (!ct)
-		return look_untracked(nf->skb, nf->state->pf, cfg);
-	reply = (nfct & 7) >= IP_CT_IS_REPLY;
-	orig = &ct->tuplehash[0].tuple;
-	back = &ct->tuplehash[1].tuple;
-	this = reply ? back : orig;
-	if (read_end(&t.src, &t.sport, this, &this->src.u3, &this->src.u.all))
-		return NF_DROP;
-	pod = find_pod(&t);
-	if (pod <= 0)
-		return pod ? NF_DROP : NF_ACCEPT;
-	if (bpf_core_read(&status, sizeof(status), &ct->status) ||
-	    bpf_core_read(&t.q.proto, sizeof(t.q.proto), &back->dst.protonum) ||
-	    read_end(&dst, &dport, this, &this->dst.u3, &this->dst.u.all))
-		return NF_DROP;
-	t.q.dir = EGRESS;
-	t.q.translated = 1;
-	if (!reply && status & IPS_DST_NAT) {
-		if (read_end(&t.q.remote, &t.q.port, back, &back->src.u3, &back->src.u.all))
+	nfct = nf->skb->_nfct;
+	ct = (void *)(nfct & ~7UL);
+	if (ct && (nfct & 7) >= IP_CT_IS_REPLY) {
+		/* An answer through masquerading: the pod's hook knew the other end by another name. */
+		if (!f)
+			return NF_ACCEPT;
+	} else if (ct) {
+		if (bpf_core_read(&status, sizeof(status), &ct->status))
 			return NF_DROP;
-	} else {
-		t.q.remote = dst;
-		t.q.port = dport;
-		if (!has_ports(t.q.proto))
-			return NF_ACCEPT;
-		f = flow_of(&t, &dst, dport);
-		judged_here = f ? f->service && f->opener == EGRESS : !reply && (nfct & 7) == IP_CT_NEW;
-		if (!judged_here)
-			return NF_ACCEPT;
-		if (!f) {
-			t.q.translated = 0;
-			judge(t.ep, &t.q, &t.a);
-			if (!t.a.service)
-				return NF_ACCEPT;
-			t.q.translated = 1;
-		}
+		if (status & IPS_DST_NAT && read_backend(&t.q, &ct->tuplehash[1].tuple))
+			return NF_DROP;
 	}
 	judge(t.ep, &t.q, &t.a);
 	if (t.a.rule & RULE_FORWARDED)
 		return NF_ACCEPT;
 	t.len = nf->skb->len;
+	if (h.frag == FRAG_FIRST) {
+		void *table = bpf_map_lookup_elem(&flows, &t.slot);
+		struct flow_key k = {};
+
+		k.raddr = h.dst;
+		k.lport = h.frag_id >> 16;
+		k.rport = h.frag_id & 0xffff;
+		k.proto = is_v4(&k.raddr) ? h.proto : 0;
+		k.local = own_index(t.ep, &h.src);
+		k.kind = KIND_FRAG_EGRESS;
+		if (table)
+			bpf_map_delete_elem(table, &k);
+	}
 	return refuse(&t, cfg);
 }
 
