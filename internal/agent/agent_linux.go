@@ -83,6 +83,8 @@ type podEndpoint struct {
 	ifindex int // 0: no interface
 	state   string
 	message string
+	// audited: the audit set the failure, so it may clear it.
+	audited bool
 }
 
 // States of an endpoint.
@@ -290,12 +292,9 @@ func (a *Agent) apply(changes policy.Changes) {
 		for _, i := range a.dp.Endpoints() {
 			adopted[i] = true
 		}
-		for key, b := range a.bindings {
-			if _, ok := a.rulesets[key]; !ok {
-				continue
-			}
-			if r := a.resolve(b); r.err == nil && adopted[r.spec.Ifindex] {
-				bindings[r.spec.Ifindex] = a.binding(key)
+		for ifindex, key := range a.holders(a.localPods()) {
+			if _, ok := a.rulesets[key]; ok && adopted[ifindex] {
+				bindings[ifindex] = a.binding(key)
 			}
 		}
 	}
@@ -329,14 +328,19 @@ func (a *Agent) isGoverned(key policy.PodKey, dir policy.Direction) bool {
 	return rs != nil && rs.Selected
 }
 
-// reconcile brings the armed interfaces in line with the pods and the links.
-func (a *Agent) reconcile() {
+func (a *Agent) localPods() map[policy.PodKey]*policy.Pod {
 	pods := map[policy.PodKey]*policy.Pod{}
 	for i := range a.snapshot.Pods {
 		if p := &a.snapshot.Pods[i]; a.local(p) {
 			pods[p.Key()] = p
 		}
 	}
+	return pods
+}
+
+// reconcile brings the armed interfaces in line with the pods and the links.
+func (a *Agent) reconcile() {
+	pods := a.localPods()
 	owned := map[int]policy.PodKey{}
 	var specs []datapath.EndpointSpec
 	for key, pod := range pods {
@@ -350,8 +354,9 @@ func (a *Agent) reconcile() {
 	end := a.dp.Expedite(len(specs))
 	defer func() { a.note("expedite", "error", "node", end()) }()
 	a.note("prepare", "error", "datapath", a.dp.Prepare(specs))
+	holders := a.holders(pods)
 	for _, key := range sortedPods(pods) {
-		a.reconcilePod(key, pods[key], owned)
+		a.reconcilePod(key, pods[key], holders, owned)
 		if a.dp.SeedDue() {
 			a.seed(true)
 		}
@@ -359,6 +364,7 @@ func (a *Agent) reconcile() {
 	a.seed(false)
 	for key := range a.endpoints {
 		if _, ok := pods[key]; !ok {
+			a.problem(claimOf(key), "", "", "")
 			delete(a.endpoints, key)
 		}
 	}
@@ -390,12 +396,42 @@ func (a *Agent) seed(more bool) {
 	}
 }
 
-func (a *Agent) reconcilePod(key policy.PodKey, pod *policy.Pod, owned map[int]policy.PodKey) {
+// holders says which pod has an interface that several claim, by ifindex: they
+// may have written it differently. The one that it was armed for keeps it.
+func (a *Agent) holders(pods map[policy.PodKey]*policy.Pod) map[int]policy.PodKey {
+	out := map[int]policy.PodKey{}
+	for _, key := range sortedPods(pods) {
+		b, bound := a.bindings[key]
+		if !bound || pods[key].HostNetwork {
+			continue
+		}
+		r := a.resolve(b)
+		if r.err != nil {
+			continue
+		}
+		had := a.names.pods[a.dp.Generation(r.spec.Ifindex)] == podName{key.Namespace, key.Name, pods[key].UID}
+		if _, taken := out[r.spec.Ifindex]; !taken || had {
+			out[r.spec.Ifindex] = key
+		}
+	}
+	return out
+}
+
+// claimOf is what a problem with a claim is noted under.
+func claimOf(key policy.PodKey) string { return "claim " + key.String() }
+
+// fail notes why a pod is not enforced.
+func (ep *podEndpoint) fail(message string) {
+	ep.state, ep.message, ep.audited = stateFailed, message, false
+}
+
+func (a *Agent) reconcilePod(key policy.PodKey, pod *policy.Pod, holders, owned map[int]policy.PodKey) {
 	ep := a.endpoints[key]
 	if ep == nil || ep.uid != pod.UID {
 		ep = &podEndpoint{key: key, uid: pod.UID}
 		a.endpoints[key] = ep
 	}
+	a.problem(claimOf(key), "", "", "")
 	b, bound := a.bindings[key]
 	switch {
 	case pod.HostNetwork:
@@ -407,51 +443,65 @@ func (a *Agent) reconcilePod(key policy.PodKey, pod *policy.Pod, owned map[int]p
 		return
 	}
 	r := a.resolve(b)
-	spec, extra, err := r.spec, r.extra, r.err
-	if err != nil {
-		ep.state, ep.message = stateFailed, err.Error()
-		if errors.Is(err, errNotCovered) {
+	if r.err != nil {
+		ep.fail(r.err.Error())
+		if errors.Is(r.err, errNotCovered) {
 			ep.state = stateNotCovered
+		}
+		if holder, taken := holders[ep.ifindex]; taken && holder != key {
+			ep.ifindex = 0
 		}
 		if ep.ifindex != 0 {
 			owned[ep.ifindex] = key // keep what is armed: the link may come back
+			if name := a.dp.Interface(ep.ifindex); b.Interface != "" && name != "" && name != b.Interface {
+				ep.message += fmt.Sprintf("; the pod's is still enforced and now called %s: correct the annotation", name)
+			}
 		}
 		return
 	}
+	spec := r.spec
 	spec.Addrs = slices.Clone(pod.IPs)
-	if other, taken := owned[spec.Ifindex]; taken {
-		ep.state, ep.message = stateFailed, fmt.Sprintf("interface %s is already pod %s's", spec.Interface, other)
+	if holder := holders[spec.Ifindex]; holder != key {
+		ep.ifindex = 0 // what is verified there is the other's
+		ep.fail(fmt.Sprintf("interface %s is already pod %s's: correct one of the annotations; this pod is not enforced", spec.Interface, holder))
+		a.problem(claimOf(key), "error", "Pod "+key.String(), ep.message)
 		return
 	}
 	owned[spec.Ifindex] = key
+	a.arm(ep, pod, spec, r.side.extra)
+}
+
+// arm brings the interface of a pod in line with its ruleset.
+func (a *Agent) arm(ep *podEndpoint, pod *policy.Pod, spec datapath.EndpointSpec, extra string) {
+	key := ep.key
 	if _, ok := a.rulesets[key]; !ok {
-		ep.state, ep.message = stateFailed, "no ruleset was compiled; see problems"
+		ep.fail("no ruleset was compiled; see problems")
 		return
 	}
 	// A new pod behind an old interface inherits nothing (I3).
 	if old, ok := a.names.pods[a.dp.Generation(spec.Ifindex)]; ok && (old != podName{key.Namespace, key.Name, pod.UID}) {
 		if err := a.dp.Renew(spec.Ifindex); err != nil {
-			ep.state, ep.message = stateFailed, err.Error()
+			ep.fail(err.Error())
 			return
 		}
 	}
 	ep.ifindex = spec.Ifindex
-	if ep.state == stateEnforced && len(extra) == 0 && a.dp.Verified(spec, a.binding(key)) {
+	if ep.state == stateEnforced && extra == "" && a.dp.Verified(spec, a.binding(key)) {
 		return // the audit looks at it once in a while
 	}
 	if err := a.dp.Arm(spec, a.binding(key)); err != nil {
-		ep.state, ep.message = stateFailed, err.Error()
+		ep.fail(err.Error())
 		return
 	}
 	a.names.setPod(a.dp.Generation(spec.Ifindex), podName{key.Namespace, key.Name, pod.UID})
 	if err := a.dp.Verify(spec.Ifindex); err != nil {
-		ep.state, ep.message = stateFailed, err.Error()
+		ep.fail(err.Error())
 		return
 	}
 	ep.state, ep.message = stateEnforced, ""
-	if len(extra) > 0 {
+	if extra != "" {
 		ep.state = stateNotCovered
-		ep.message = fmt.Sprintf("interface %s is enforced, but the pod has others that are not: %v", spec.Interface, extra)
+		ep.message = fmt.Sprintf("interface %s is enforced, but the pod has others that are not: %s", spec.Interface, extra)
 	}
 }
 
@@ -470,12 +520,44 @@ func (a *Agent) audit() {
 		if ep.ifindex == 0 || ep.state == stateNotCovered {
 			continue
 		}
-		if err := a.dp.Verify(ep.ifindex); err != nil {
-			ep.state, ep.message = stateFailed, err.Error()
-		} else if ep.state == stateFailed {
-			ep.state, ep.message = stateEnforced, ""
+		switch err := a.dp.Verify(ep.ifindex); {
+		case ep.state == stateFailed && !ep.audited: // reconcile's to clear
+		case err != nil:
+			ep.state, ep.message, ep.audited = stateFailed, err.Error(), true
+		case ep.audited:
+			ep.state, ep.message, ep.audited = stateEnforced, "", false
 		}
 	}
+	if a.lookAgain() {
+		a.reconcile()
+	}
+}
+
+// lookAgain looks at what no event tells of: the interfaces in pods' network
+// namespaces. It reports whether some pod has to be reconciled, which those are
+// too that failed before.
+func (a *Agent) lookAgain() bool {
+	again := false
+	for key, ep := range a.endpoints {
+		b, bound := a.bindings[key]
+		if !bound {
+			continue
+		}
+		r, known := a.links[b]
+		switch {
+		case ep.state == stateFailed && !ep.audited:
+			if r.err != nil {
+				delete(a.links, b)
+			}
+			again = true
+		case known && r.err == nil:
+			if side, err := lookInto(r.side.nsid, r.side.index); err != nil || side != r.side {
+				delete(a.links, b)
+				again = true
+			}
+		}
+	}
+	return again
 }
 
 // collect removes expired flows, so that their last counters are told.
@@ -502,20 +584,13 @@ func (a *Agent) addressesChanged() {
 	a.apply(changes)
 }
 
-// resolved is what resolve said of a binding.
-type resolved struct {
-	spec  datapath.EndpointSpec
-	extra []string
-	err   error
-}
-
 // resolve remembers what it found until an interface comes, goes or changes.
 func (a *Agent) resolve(b manifests.Binding) resolved {
 	if r, ok := a.links[b]; ok {
 		return r
 	}
 	var r resolved
-	r.spec, r.extra, r.err = resolve(b)
+	r.spec, r.side, r.err = resolve(b)
 	r.spec.IPOptions = a.cfg.IPv4Options
 	a.links[b] = r
 	return r
@@ -547,6 +622,11 @@ func (a *Agent) watchLinks(ctx context.Context) error {
 			}
 			a.do(ctx, func() {
 				clear(a.links)
+				mended, err := a.dp.FollowNames()
+				a.note("interface names", "error", "datapath", err)
+				for _, m := range mended {
+					a.cfg.Log.Warn("mended", "what", m)
+				}
 				if a.synced {
 					a.addressesChanged()
 					a.reconcile()

@@ -229,8 +229,9 @@ func (s *Store) closeUnread() {
 	}
 }
 
-// collectBindings collects what the files say about interfaces. Of two pods that
-// claim one, the first by file has it.
+// collectBindings collects what the files say about interfaces. Who has one that
+// several pods claim is for the agent to tell: by the order of files, a new one
+// could take an interface from the pod that is enforced behind it.
 func (s *Store) collectBindings() {
 	owners := map[string]policy.PodKey{}
 	for _, path := range sortedPaths(s.files) {
@@ -244,9 +245,8 @@ func (s *Store) collectBindings() {
 			if other, taken := owners[at]; bound && taken && other != pb.binding.Pod {
 				f = &kube.Finding{
 					Object: o.ref, Path: "metadata.annotations", Severity: kube.Error, Reason: kube.ReasonDuplicateInterface,
-					Message: fmt.Sprintf("%s belongs to pod %s: correct one of them; this pod is not enforced", at, other),
+					Message: fmt.Sprintf("%s is also pod %s's: correct one of them; only the pod that had it first is enforced", at, other),
 				}
-				bound = false
 			}
 			if f != nil {
 				located := *f
@@ -254,7 +254,9 @@ func (s *Store) collectBindings() {
 				s.findings = append(s.findings, located)
 			}
 			if bound {
-				owners[at] = pb.binding.Pod
+				if _, taken := owners[at]; !taken {
+					owners[at] = pb.binding.Pod
+				}
 				s.bindings = append(s.bindings, pb.binding)
 			}
 		}

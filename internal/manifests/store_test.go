@@ -327,6 +327,7 @@ func TestBindings(t *testing.T) {
 	want := []Binding{
 		{Pod: policy.PodKey{Namespace: "shop", Name: "a"}, Netns: "/run/netns/a"},
 		{Pod: policy.PodKey{Namespace: "shop", Name: "e"}, Interface: "eth9"},
+		{Pod: policy.PodKey{Namespace: "shop", Name: "f"}, Interface: "eth9"},
 	}
 	if diff := cmp.Diff(want, w.Bindings()); diff != "" {
 		t.Errorf("bindings (-want +got)\n%s", diff)
@@ -334,7 +335,7 @@ func TestBindings(t *testing.T) {
 	w.wantFinding("pods.yaml:12: error: Pod shop/c metadata.annotations[postern.dev/interface]")
 	w.wantFinding("is no absolute path")
 	w.wantFinding("excludes postern.dev/interface")
-	w.wantFinding("eth9 belongs to pod shop/e")
+	w.wantFinding("eth9 is also pod shop/e's")
 }
 
 func TestLists(t *testing.T) {
