@@ -17,7 +17,11 @@ func (e Explanation) String() string {
 		printTiers(&b, "", e.Tiers)
 		return b.String()
 	}
-	fmt.Fprintf(&b, "service %s/%s port %d, %d backends\n", e.Service.Namespace, e.Service.Name, e.Service.Port, len(e.Service.Backends))
+	count := "1 backend"
+	if n := len(e.Service.Backends); n != 1 {
+		count = fmt.Sprintf("%d backends", n)
+	}
+	fmt.Fprintf(&b, "service %s/%s port %d, %s\n", e.Service.Namespace, e.Service.Name, e.Service.Port, count)
 	shown := map[Decision]bool{}
 	for _, bt := range e.Service.Backends {
 		fmt.Fprintf(&b, "backend %s%s: %s\n", bt.Backend, bracketed(bt.Remote), bt.Decision)
