@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -26,11 +27,43 @@ func (w *World) Findings() []Finding {
 			out = append(out, w.references(ref, e)...)
 		}
 	}
+	for _, notes := range w.hostPortNotes {
+		out = append(out, notes...)
+	}
 	out = append(out, w.placeFindings()...)
 	out = append(out, w.tierFindings()...)
 	out = append(out, w.podFindings()...)
 	out = append(out, w.endFindings()...)
 	return SortFindings(out)
+}
+
+// Expired returns a warning for each rule that has expired by now. It is not part
+// of Findings, which know no clock.
+func (w *World) Expired(now time.Time) []Finding {
+	var out []Finding
+	for ref := range w.expiring {
+		for _, r := range expiringRules(w.objects[ref].policy) {
+			if r.ExpiresAt.After(now) {
+				continue
+			}
+			out = append(out, Finding{
+				Object: ref, Path: field.NewPath("spec", "egress").Index(r.Index).Child("expiresAt").String(), Severity: Warning, Reason: ReasonWithoutEffect,
+				Message: r.ExpiresAt.Format(time.RFC3339) + " has passed, and the rule matches nothing any more: remove the rule, or set a later time",
+			})
+		}
+	}
+	return SortFindings(out)
+}
+
+// expiringRules returns a policy's rules that expire.
+func expiringRules(p *policy.Policy) []policy.Rule {
+	var out []policy.Rule
+	for _, r := range p.Rules[policy.Egress] {
+		if !r.ExpiresAt.IsZero() {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 // ObjectFindings returns the findings on one object alone, as Set did.

@@ -36,6 +36,10 @@ func (w *World) refresh() {
 	for _, ref := range refs {
 		w.refreshObject(ref, w.objects[ref])
 	}
+	for ref := range w.lateHostPorts {
+		w.refreshHostPorts(ref, w.objects[ref])
+	}
+	empty(&w.lateHostPorts)
 	empty(&w.dirty)
 	if w.revision == 0 || w.changes() != before {
 		w.revision++
@@ -209,7 +213,7 @@ func (w *World) refreshPod(ref ObjectRef, e *entry) {
 			w.podsMoved++
 		}
 		w.pods.put(key, nil)
-		w.refreshHostPorts(ref, nil)
+		w.lateHostPorts[ref] = struct{}{}
 		return
 	}
 	pod := e.pod.pod
@@ -224,15 +228,33 @@ func (w *World) refreshPod(ref ObjectRef, e *entry) {
 		w.podsMoved++
 	}
 	w.pods.put(key, &pod)
-	var nodeIPs []netip.Addr
-	if n := w.objects[ObjectRef{Kind: "Node", Name: pod.Node}]; n != nil {
-		nodeIPs = n.node.IPs
-	}
-	w.refreshHostPorts(ref, hostPortServices(e.pod, nodeIPs))
+	w.lateHostPorts[ref] = struct{}{}
 }
 
-// refreshHostPorts puts the Services that stand for a pod's hostPorts.
-func (w *World) refreshHostPorts(pod ObjectRef, services []policy.Service) {
+// refreshHostPorts puts the Services that stand for a pod's hostPorts. It comes
+// after all Services, which it gives way to.
+func (w *World) refreshHostPorts(pod ObjectRef, e *entry) {
+	var services []policy.Service
+	delete(w.hostPortNotes, pod)
+	for _, f := range w.hostPortsWant[pod] {
+		removeFrom(w.wanted, f, pod)
+	}
+	delete(w.hostPortsWant, pod)
+	if e != nil && !e.pod.gone && len(e.pod.hostPorts) > 0 {
+		var nodeIPs []netip.Addr
+		if n := w.objects[ObjectRef{Kind: "Node", Name: e.pod.pod.Node}]; n != nil {
+			nodeIPs = n.node.IPs
+		}
+		var want []frontend
+		services, w.hostPortNotes[pod] = hostPortServices(e.pod, nodeIPs, func(f frontend) bool {
+			want = append(want, f)
+			return w.claimed[f] > 0
+		})
+		w.hostPortsWant[pod] = want
+		for _, f := range want {
+			addTo(w.wanted, f, pod)
+		}
+	}
 	old := w.hostPortRows[pod]
 	delete(w.hostPortRows, pod)
 	for _, svc := range services {
@@ -247,10 +269,31 @@ func (w *World) refreshHostPorts(pod ObjectRef, services []policy.Service) {
 	}
 }
 
+// putService puts a Service, and makes way for it among hostPorts.
+func (w *World) putService(key policy.ServiceRef, svc *policy.Service) {
+	var before []frontend
+	if old, ok := w.services.rows[key]; ok {
+		before = frontendsOf(&old)
+	}
+	w.services.put(key, svc)
+	after := frontendsOf(svc)
+	for _, f := range after {
+		w.claimed[f]++
+	}
+	for _, f := range before {
+		if w.claimed[f]--; w.claimed[f] == 0 {
+			delete(w.claimed, f)
+		}
+	}
+	for _, f := range slices.Concat(before, after) {
+		maps.Copy(w.lateHostPorts, w.wanted[f])
+	}
+}
+
 func (w *World) refreshService(ref ObjectRef, e *entry) {
 	key := policy.ServiceRef{Namespace: ref.Namespace, Name: ref.Name}
 	if e == nil {
-		w.services.put(key, nil)
+		w.putService(key, nil)
 		w.closePeer(ref, false, policy.Peer{})
 		return
 	}
@@ -263,7 +306,7 @@ func (w *World) refreshService(ref ObjectRef, e *entry) {
 		slicesOf = nil // some backends may be unknown: to none of them, then
 	}
 	svc := withBackends(e.service.service, slicesOf)
-	w.services.put(key, &svc)
+	w.putService(key, &svc)
 	w.closePeer(ref, closed, addressPeer(svc.IPs))
 }
 

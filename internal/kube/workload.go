@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -31,6 +32,7 @@ type podResult struct {
 }
 
 type hostPort struct {
+	path *field.Path
 	ip   netip.Addr // of the node; not valid: all of them
 	port policy.ServicePort
 }
@@ -59,6 +61,9 @@ func translatePod(p *corev1.Pod, decoded []Finding) podResult {
 	}
 	for i, ip := range p.Status.HostIPs {
 		out.hostIPs = c.appendAddress(out.hostIPs, status.Child("hostIPs").Index(i).Child("ip"), ip.IP)
+	}
+	if len(p.Status.HostIPs) == 0 && p.Status.HostIP != "" {
+		out.hostIPs = c.appendAddress(out.hostIPs, status.Child("hostIP"), p.Status.HostIP)
 	}
 	c.containerPorts(&out, p)
 	out.findings = c.result()
@@ -122,7 +127,7 @@ func (c *checker) portsOf(out *podResult, path *field.Path, ctr *corev1.Containe
 		if !ok {
 			continue
 		}
-		hp := hostPort{port: policy.ServicePort{Name: port.Name, Protocol: proto, Port: host}}
+		hp := hostPort{path: p, port: policy.ServicePort{Name: port.Name, Protocol: proto, Port: host}}
 		if port.HostIP != "" {
 			a, okA := c.address(p.Child("hostIP"), port.HostIP)
 			if !okA {
@@ -140,29 +145,82 @@ func (c *checker) portsOf(out *podResult, path *field.Path, ctr *corev1.Containe
 	}
 }
 
-// hostPortServices returns Services that stand for a pod's hostPorts: one for
-// every address of the node, and one per hostIP.
-func hostPortServices(r *podResult, nodeIPs []netip.Addr) []policy.Service {
-	byIP := map[netip.Addr][]policy.ServicePort{}
-	for _, hp := range r.hostPorts {
-		byIP[hp.ip] = append(byIP[hp.ip], hp.port)
+// frontend is one address and port at which something is translated.
+type frontend struct {
+	ip       netip.Addr
+	protocol packet.Protocol
+	port     uint16
+}
+
+// frontendsOf returns where a Service is translated, but for its NodePorts.
+func frontendsOf(s *policy.Service) []frontend {
+	var out []frontend
+	if s == nil {
+		return nil
 	}
-	var out []policy.Service
+	for _, ip := range s.IPs {
+		for _, p := range s.Ports {
+			out = append(out, frontend{ip, p.Protocol, p.Port})
+		}
+	}
+	return out
+}
+
+// hostPortServices returns Services that stand for a pod's hostPorts: one for
+// every address of the node, and one per hostIP. A hostIP that is none of the
+// node's has no effect, on the node or here. What a Service claims is the
+// Service's; an address at which it claims a part has a Service of its own.
+func hostPortServices(r *podResult, nodeIPs []netip.Addr, claimed func(frontend) bool) (out []policy.Service, notes []Finding) {
+	ref := ObjectRef{Kind: "Pod", Namespace: r.pod.Namespace, Name: r.pod.Name}
+	note := func(path *field.Path, reason Reason, format string, args ...any) {
+		notes = append(notes, Finding{Object: ref, Path: path.String(), Severity: Warning, Reason: reason, Message: fmt.Sprintf(format, args...)})
+	}
+	var own []netip.Addr
+	for _, a := range slices.Concat(nodeIPs, r.hostIPs) {
+		if !slices.Contains(own, a) {
+			own = append(own, a)
+		}
+	}
+	byIP := map[netip.Addr][]hostPort{}
+	for _, hp := range r.hostPorts {
+		if hp.ip.IsValid() && !hp.ip.IsLoopback() && !slices.Contains(own, hp.ip) {
+			note(hp.path.Child("hostIP"), ReasonWithoutEffect, "%s is no address of the pod's node, and the hostPort is ignored: name one of the node's, or none for all", hp.ip)
+			continue
+		}
+		byIP[hp.ip] = append(byIP[hp.ip], hp)
+	}
 	for _, ip := range slices.SortedFunc(maps.Keys(byIP), netip.Addr.Compare) {
-		svc := policy.Service{Namespace: r.pod.Namespace, Name: hostPortPrefix + r.pod.Name, Ports: byIP[ip]}
+		svc := policy.Service{Namespace: r.pod.Namespace, Name: hostPortPrefix + r.pod.Name, IPs: own}
 		if ip.IsValid() {
 			svc.Name += ":" + ip.String()
 			svc.IPs = []netip.Addr{ip}
-		} else {
-			for _, a := range slices.Concat(nodeIPs, r.hostIPs) {
-				if !slices.Contains(svc.IPs, a) {
-					svc.IPs = append(svc.IPs, a)
+		}
+		var whole []netip.Addr
+		for _, a := range svc.IPs {
+			part := policy.Service{Namespace: svc.Namespace, Name: svc.Name + ":at:" + a.String(), IPs: []netip.Addr{a}}
+			for _, hp := range byIP[ip] {
+				if claimed(frontend{a, hp.port.Protocol, hp.port.Port}) {
+					note(hp.path.Child("hostPort"), ReasonConflict, "%s is a Service's, which comes first: choose another port", netip.AddrPortFrom(a, hp.port.Port))
+				} else {
+					part.Ports = append(part.Ports, hp.port)
 				}
 			}
+			switch len(part.Ports) {
+			case len(byIP[ip]):
+				whole = append(whole, a)
+			case 0:
+			default:
+				out = append(out, part)
+			}
 		}
-		out = append(out, svc)
+		if svc.IPs = whole; len(whole) > 0 {
+			for _, hp := range byIP[ip] {
+				svc.Ports = append(svc.Ports, hp.port)
+			}
+			out = append(out, svc)
+		}
 	}
-	return out
+	return out, notes
 }
 
 // translateNamespace translates a Namespace. closed says that its labels are in doubt.

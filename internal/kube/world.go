@@ -70,10 +70,18 @@ type World struct {
 	// noted are the objects with findings of their own, special those that say
 	// something of each other: Tiers, and policies in one of them or with references.
 	noted, special map[ObjectRef]struct{}
-	podsMoved      uint64 // changes of which pods there are, and of their addresses
+	expiring       map[ObjectRef]struct{} // policies with rules that expire
+	podsMoved      uint64                 // changes of which pods there are, and of their addresses
 	podNotes       podNotes
 	// hostPortRows are the Services that stand for a pod's hostPorts.
 	hostPortRows map[ObjectRef][]policy.ServiceRef
+	// claimed counts the Services at a frontend. hostPortsWant are those of a pod's
+	// hostPorts, wanted is its reverse, and hostPortNotes what is to be said of them.
+	claimed       map[frontend]int
+	hostPortsWant map[ObjectRef][]frontend
+	wanted        map[frontend]map[ObjectRef]struct{}
+	hostPortNotes map[ObjectRef][]Finding
+	lateHostPorts map[ObjectRef]struct{} // pods to look at in this refresh
 
 	tiers      *table[string, policy.Tier]
 	policies   *table[policy.PolicyKey, policy.Policy]
@@ -117,14 +125,17 @@ func NewWorld(opts Options) *World {
 		hostPorts:    map[ObjectRef]struct{}{},
 		noted:        map[ObjectRef]struct{}{},
 		special:      map[ObjectRef]struct{}{},
+		expiring:     map[ObjectRef]struct{}{},
 		hostPortRows: map[ObjectRef][]policy.ServiceRef{},
-		tiers:        newTable[string, policy.Tier](strings.Compare),
-		policies:     newTable[policy.PolicyKey, policy.Policy](comparePolicyKeys),
-		namespaces:   newTable[string, policy.Namespace](strings.Compare),
-		pods:         newTable[policy.PodKey, policy.Pod](comparePodKeys),
-		nodes:        newTable[string, policy.Node](strings.Compare),
-		services:     newTable[policy.ServiceRef, policy.Service](compareServiceRefs),
-		sets:         newTable[policy.SetRef, policy.DestinationSet](compareSetRefs),
+		claimed:      map[frontend]int{}, hostPortsWant: map[ObjectRef][]frontend{}, wanted: map[frontend]map[ObjectRef]struct{}{},
+		hostPortNotes: map[ObjectRef][]Finding{}, lateHostPorts: map[ObjectRef]struct{}{},
+		tiers:      newTable[string, policy.Tier](strings.Compare),
+		policies:   newTable[policy.PolicyKey, policy.Policy](comparePolicyKeys),
+		namespaces: newTable[string, policy.Namespace](strings.Compare),
+		pods:       newTable[policy.PodKey, policy.Pod](comparePodKeys),
+		nodes:      newTable[string, policy.Node](strings.Compare),
+		services:   newTable[policy.ServiceRef, policy.Service](compareServiceRefs),
+		sets:       newTable[policy.SetRef, policy.DestinationSet](compareSetRefs),
 	}
 }
 
@@ -249,6 +260,9 @@ func (w *World) index(ref ObjectRef, e *entry) {
 	if e.tier != nil || (e.policy != nil && (len(e.refs) > 0 || e.policy.Tier != policy.TierNetworkPolicy)) {
 		w.special[ref] = struct{}{}
 	}
+	if e.policy != nil && len(expiringRules(e.policy)) > 0 {
+		w.expiring[ref] = struct{}{}
+	}
 	switch {
 	case e.slice != nil:
 		addTo(w.slicesOf, e.slice.service, ref)
@@ -268,6 +282,7 @@ func (w *World) unindex(ref ObjectRef) {
 	e := w.objects[ref]
 	delete(w.noted, ref)
 	delete(w.special, ref)
+	delete(w.expiring, ref)
 	switch {
 	case e == nil:
 	case e.slice != nil:

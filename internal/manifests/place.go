@@ -160,12 +160,12 @@ func (s *Store) fileFindings(f *file) {
 	case f.stale():
 		s.findings = append(s.findings, kube.Finding{
 			File: f.path, Severity: kube.Warning, Reason: kube.ReasonUnreadable,
-			Message: fmt.Sprintf("the last version of this file that could be read stays in force: %d objects", len(f.good.objects)),
+			Message: fmt.Sprintf("the last version of this file that could be read stays in force: %d objects; correct what its other findings name, or delete the file to remove its objects", len(f.good.objects)),
 		})
 	case len(f.bad) > 0:
 		s.findings = append(s.findings, kube.Finding{
 			File: f.path, Severity: kube.Error, Reason: kube.ReasonUnreadable,
-			Message: "what this file would deny is not known, so all pods are cut off until it can be read",
+			Message: "what this file would deny is not known, so all pods are cut off until it can be read: correct what its other findings name, or take the file out of the directory",
 		})
 	case f.good != nil:
 		s.findings = append(s.findings, f.good.findings...)

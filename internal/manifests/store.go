@@ -375,7 +375,7 @@ func (s *Store) read(path string, listed fs.FileInfo, settle bool) (changed bool
 		return false, settleTime / 10 // gone since it was listed
 	}
 	if err != nil {
-		return s.reject(f, listed, kube.ReasonUnreadable, fmt.Sprintf("the file can't be read: %v", err)), 0
+		return s.reject(f, listed, kube.ReasonUnreadable, fmt.Sprintf("the file can't be read: %v: let the agent read it, or delete it to remove its objects", err)), 0
 	}
 	if info == nil {
 		if settle {
@@ -524,7 +524,7 @@ func (s *Store) Findings() []kube.Finding {
 	for _, fs := range s.dups {
 		out = append(out, fs...)
 	}
-	for _, f := range s.world.Findings() {
+	for _, f := range slices.Concat(s.world.Findings(), s.world.Expired(s.opts.Now())) {
 		if w, ok := s.placed[f.Object]; ok {
 			f = s.located(f, w)
 		}

@@ -631,3 +631,21 @@ func TestDirectoryGone(t *testing.T) {
 	w.rescan()
 	w.wantVerdict("192.0.3.1", byIsolation)
 }
+
+// TestExpiredRule: a rule whose time has passed is said to be without effect.
+func TestExpiredRule(t *testing.T) {
+	policyUntil := func(at time.Time) string {
+		return "apiVersion: postern.dev/v1alpha1\nkind: EgressPolicy\nmetadata: {namespace: shop, name: p}\nspec:\n  podSelector: {}\n  egress:\n  - to: [{networks: [192.0.2.0/24]}]\n    expiresAt: " +
+			at.UTC().Format(time.RFC3339) + "\n"
+	}
+	start := time.Now().Add(time.Hour)
+	w := newWorld(t, map[string]string{"p.yaml": policyUntil(start.Add(time.Hour))})
+	const want = "EgressPolicy shop/p spec.egress[0].expiresAt"
+	for _, f := range w.Findings() {
+		if strings.Contains(f.String(), want) {
+			t.Errorf("not yet expired: %s", f)
+		}
+	}
+	w.now = w.now.Add(3 * time.Hour)
+	w.wantFinding("p.yaml:8: warning: " + want)
+}
