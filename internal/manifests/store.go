@@ -146,6 +146,8 @@ type Result struct {
 	Changed bool
 	// Retry, if not 0, is when to look again: a file may be half-written.
 	Retry time.Duration
+	// Away says that a file was missed that may come back.
+	Away bool
 	// Err says that a part of the directory could not be listed. What was known
 	// of it stays in force.
 	Err error
@@ -175,6 +177,7 @@ func (s *Store) rescan(touched map[string]bool, settle bool) Result {
 			deleted = append(deleted, f)
 		}
 		going = going || !gone
+		res.Away = going
 		res.again(retry)
 	}
 	// What is deleted together goes together: the policies of a directory must not

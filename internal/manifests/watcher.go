@@ -18,6 +18,9 @@ const (
 	debounce = 10 * time.Millisecond
 	// maxDebounce is how long events can put that off.
 	maxDebounce = 200 * time.Millisecond
+	// eager takes the place of debounce while a file is away: where one is replaced
+	// all the time, and sometimes deleted first, the directory is quiet only then.
+	eager = time.Millisecond
 	// DefaultRescan is how often the directory is looked at without an event.
 	DefaultRescan = 5 * time.Second
 	// maxFirst is how often the first reading is put off.
@@ -53,7 +56,7 @@ func (w *Watcher) Run(ctx context.Context, onChange func(*Store)) error {
 
 	wait := newWait(w.Store.opts.Now)
 	defer wait.timer.Stop()
-	wait.retry(res.Retry)
+	wait.retry(res)
 	poll := time.NewTimer(w.every(n))
 	defer poll.Stop()
 	failed := false
@@ -85,7 +88,7 @@ func (w *Watcher) Run(ctx context.Context, onChange func(*Store)) error {
 			w.Log.Warn("manifests can't be listed, the last ones stay in force", "error", res.Err)
 		}
 		failed = res.Err != nil
-		wait.retry(res.Retry)
+		wait.retry(res)
 		poll.Reset(w.every(n))
 		if res.Changed {
 			onChange(w.Store)
@@ -141,6 +144,7 @@ type wait struct {
 	now   func() time.Time
 	first time.Time // of the events that wait; zero if there are none
 	at    time.Time // when to look again without an event; zero for never
+	away  bool      // see Result
 }
 
 func newWait(now func() time.Time) *wait {
@@ -155,6 +159,9 @@ func (w *wait) event() {
 		w.first = now
 	}
 	at := now.Add(debounce)
+	if w.away {
+		at = now.Add(eager)
+	}
 	for _, limit := range []time.Time{w.first.Add(maxDebounce), w.at} {
 		if !limit.IsZero() && limit.Before(at) {
 			at = limit
@@ -164,10 +171,11 @@ func (w *wait) event() {
 }
 
 // retry is called after reset, so there are no events that wait.
-func (w *wait) retry(d time.Duration) {
-	if d > 0 {
-		w.at = w.now().Add(d)
-		w.timer.Reset(d)
+func (w *wait) retry(res Result) {
+	w.away = res.Away
+	if res.Retry > 0 {
+		w.at = w.now().Add(res.Retry)
+		w.timer.Reset(res.Retry)
 	}
 }
 
