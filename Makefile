@@ -15,9 +15,9 @@ build: ## build posternd and postern into bin/
 	go build -o bin/ ./cmd/...
 
 .PHONY: generate
-generate: ## write deepcopy functions and CRDs from api/, docs/cli.md, BPF objects from bpf/ (needs clang-19)
+generate: ## write deepcopy functions and CRDs from api/, docs/cli.md and docs/posternd.md, BPF objects from bpf/ (needs clang-19)
 	$(CONTROLLER_GEN) object paths=./api/... crd:crdVersions=v1 paths=./api/... output:crd:dir=deploy/crd
-	go generate ./internal/datapath/bpf ./internal/cli
+	go generate ./internal/datapath/bpf ./internal/cli ./internal/daemon
 
 .PHONY: lint
 lint: ## check style and the directions of imports

@@ -47,6 +47,7 @@ var forTests = map[string][]string{
 	"internal/packet/packettest": {"internal/lab", "internal/testenv"}, // the lab sends frames
 	"internal/policy/policytest": nil,
 	"internal/kube/crdtest":      nil,
+	"internal/cmdref":            nil,
 }
 
 // rule forbids packages to depend on others, directly or not.

@@ -6,13 +6,19 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/postern-dev/postern/internal/cmdref"
 )
+
+//go:generate go test -run ^TestReference$ -update .
 
 // TestReference expects docs/cli.md to say what the commands are; `make generate`
 // or -update writes it.
 func TestReference(t *testing.T) {
 	path := filepath.Join("..", "..", "docs", "cli.md")
-	got := Reference()
+	root := newApp(IO{Getenv: func(string) string { return "" }, Name: "postern"}).command() // nobody's program
+	root.InitDefaultCompletionCmd()
+	got := cmdref.Page(root, "postern, the command line", "Called `kubectl-postern` and put into the PATH, the same program is `kubectl postern`.", exitCodes)
 	if *update {
 		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
 			t.Fatal(err)

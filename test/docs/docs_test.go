@@ -50,8 +50,9 @@ var elsewhere = map[string][2]string{
 // generated are pages that a program writes and a test compares; their commands
 // must parse, and the tests of that package run them.
 var generated = map[string]string{
-	"docs/cli.md":     "internal/cli/reference_test.go",
-	"docs/attacks.md": "test/attack/table_test.go",
+	"docs/cli.md":      "internal/cli/reference_test.go",
+	"docs/posternd.md": "internal/daemon/reference_linux_test.go",
+	"docs/attacks.md":  "test/attack/table_test.go",
 }
 
 // block is a fenced block of a page.
