@@ -371,8 +371,12 @@ func (a *Agent) listPolicies() ([]control.Policy, error) {
 	for i := range a.snapshot.Policies {
 		p := &a.snapshot.Policies[i]
 		ref := kube.ObjectRef{Kind: string(p.Kind), Namespace: p.Namespace, Name: p.Name}
+		var priority *int32
+		if p.Tier != policy.TierNetworkPolicy && p.Priority != kube.PriorityInvalid {
+			priority = &p.Priority
+		}
 		out = append(out, control.Policy{
-			Kind: string(p.Kind), Namespace: p.Namespace, Name: p.Name, Tier: p.Tier, Priority: p.Priority,
+			Kind: string(p.Kind), Namespace: p.Namespace, Name: p.Name, Tier: p.Tier, Priority: priority,
 			Endpoints: a.governedBy(p), Problems: problems[ref.String()],
 		})
 	}

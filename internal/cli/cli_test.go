@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -79,7 +78,7 @@ func closed() *fakeAgent {
 	f := healthy()
 	f.policies = append(f.policies,
 		control.Policy{
-			Kind: "ClusterNetworkPolicy", Name: "guard", Tier: "admin", Priority: math.MinInt32, Endpoints: 3,
+			Kind: "ClusterNetworkPolicy", Name: "guard", Tier: "admin", Endpoints: 3,
 			Problems: []control.Problem{{Severity: "error", Object: "ClusterNetworkPolicy guard", Path: "spec.priority", Message: "99999 is not between 0 and 1000", File: "guard.yaml", Line: 4}},
 		},
 		control.Policy{

@@ -133,9 +133,9 @@ func healthy() *fakeAgent {
 			{Namespace: "shop", Name: "cart", Interface: "pl02", State: "enforced", Egress: "isolated", Ingress: "isolated", Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.3")}},
 		},
 		policies: []control.Policy{
-			{Kind: "ClusterNetworkPolicy", Name: "default-deny", Tier: "baseline", Priority: 1000, Endpoints: 3},
+			{Kind: "ClusterNetworkPolicy", Name: "default-deny", Tier: "baseline", Priority: new(int32(1000)), Endpoints: 3},
 			{Kind: "EgressPolicy", Namespace: "shop", Name: "frontend", Tier: "networkpolicy", Endpoints: 1},
-			{Kind: "ClusterNetworkPolicy", Name: "metadata-denied", Tier: "admin", Priority: 20, Endpoints: 3},
+			{Kind: "ClusterNetworkPolicy", Name: "metadata-denied", Tier: "admin", Priority: new(int32(20)), Endpoints: 3},
 		},
 		records: []flow.Record{
 			{Time: at(25 * time.Hour), Type: "verdict", Dir: "egress", Proto: "udp", Local: front, Remote: flow.End{Addr: netip.MustParseAddr("10.96.0.10"), Port: 53, Kind: "service", Namespace: "kube-system", Name: "kube-dns"}, Verdict: "forwarded", Rule: allow, PacketsOut: 1, BytesOut: 86},

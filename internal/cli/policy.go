@@ -181,18 +181,18 @@ func (a *app) printPolicies(list []control.Policy) error {
 		return nil
 	}
 	slices.SortStableFunc(list, func(a, b control.Policy) int {
-		return cmp.Or(cmp.Compare(tierRank(a.Tier), tierRank(b.Tier)), cmp.Compare(a.Tier, b.Tier), cmp.Compare(a.Priority, b.Priority))
+		return cmp.Or(cmp.Compare(tierRank(a.Tier), tierRank(b.Tier)), cmp.Compare(a.Tier, b.Tier), cmp.Compare(rank(a.Priority), rank(b.Priority)))
 	})
 	t := a.newTable("TIER", "PRIORITY", "KIND", "NAME", "ENDPOINTS", "PROBLEMS")
 	for _, p := range list {
-		name, prio := p.Name, strconv.Itoa(int(p.Priority))
+		name, prio := p.Name, "-" // where they add up
 		if p.Namespace != "" {
 			name = p.Namespace + "/" + p.Name
 		}
 		switch {
-		case p.Tier == policy.TierNetworkPolicy, p.Tier == tierInvalid:
-			prio = "-" // they add up
-		case p.Priority == math.MinInt32:
+		case p.Priority != nil:
+			prio = strconv.Itoa(int(*p.Priority))
+		case p.Tier != policy.TierNetworkPolicy && p.Tier != tierInvalid:
 			prio = "invalid" // comes first
 		}
 		problems := cell{text: "-"}
@@ -210,6 +210,14 @@ func (a *app) printPolicies(list []control.Policy) error {
 		a.printProblems(p.Problems)
 	}
 	return nil
+}
+
+// rank puts an invalid priority first, as the agent does.
+func rank(priority *int32) int32 {
+	if priority == nil {
+		return math.MinInt32
+	}
+	return *priority
 }
 
 // tierInvalid is the tier of what was not understood as a whole. It is the agent's

@@ -96,11 +96,13 @@ type RuleCount struct {
 
 // Policy is a policy object and what is wrong with it.
 type Policy struct {
-	Kind      string    `json:"kind"`
-	Namespace string    `json:"namespace,omitempty"`
-	Name      string    `json:"name"`
-	Tier      string    `json:"tier"`
-	Priority  int32     `json:"priority"`
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name"`
+	Tier      string `json:"tier"`
+	// Priority orders the policies of a tier; absent where it means nothing: in the
+	// networkpolicy tier, where they add up, and for an invalid one, which comes first.
+	Priority  *int32    `json:"priority,omitempty"`
 	Endpoints int       `json:"endpoints"` // of this node that it governs
 	Problems  []Problem `json:"problems,omitempty"`
 }

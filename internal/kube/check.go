@@ -2,7 +2,6 @@ package kube
 
 import (
 	"fmt"
-	"math"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -204,7 +203,7 @@ func (c *checker) close(p *policy.Policy) {
 		p.Subject = policy.Subject{Any: p.Namespace == "", Selects: true, Namespace: p.Namespace}
 	}
 	if m.priority || m.tier {
-		p.Priority = math.MinInt32 // before whatever it may have been meant to precede
+		p.Priority = PriorityInvalid // before whatever it may have been meant to precede
 	}
 	// policyTypes that are left out may stand somewhere else.
 	if (m.whole || m.policyTypes || (m.shape && m.defaultTypes)) && p.Kind == policy.KindNetworkPolicy {

@@ -381,10 +381,13 @@ func (c *checker) domainNamesPeer(path *field.Path, names []string, most int) po
 // No object can have this name.
 const tierInvalid = "(invalid)"
 
+// PriorityInvalid is the priority of policies whose own is not known: before all others.
+const PriorityInvalid = math.MinInt32
+
 // closeTier closes a policy whose tier is not known: neither is what the tier
 // denies at its end, so the policy denies the rest itself.
 func closeTier(p *policy.Policy) {
-	p.Tier, p.Priority, p.Invalid = tierInvalid, math.MinInt32, true
+	p.Tier, p.Priority, p.Invalid = tierInvalid, PriorityInvalid, true
 	rules := make([]policy.Rule, 0, len(p.Rules[policy.Egress])+1)
 	for _, r := range p.Rules[policy.Egress] {
 		rules = append(rules, narrowedRule(r))

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -309,7 +308,7 @@ func putBack(old, p policy.Policy, removed bool) policy.Policy {
 	if p.Subject.Any || reflect.DeepEqual(p.Subject, policy.Subject{Selects: true, Namespace: old.Namespace}) {
 		p.Subject = old.Subject
 	}
-	if p.Priority == math.MinInt32 {
+	if p.Priority == kube.PriorityInvalid {
 		p.Tier, p.Priority = old.Tier, old.Priority
 	}
 	for _, dir := range policy.Directions {
