@@ -68,6 +68,7 @@ type Store struct {
 	unsettled map[string]unsettled
 	bindings  []Binding
 	findings  []kube.Finding // of files and bindings
+	linked    []string       // links to directories, which are not followed
 }
 
 // file is one file of the directory.
@@ -165,6 +166,8 @@ func (s *Store) rescan(touched map[string]bool, settle bool) Result {
 	s.root = followed(s.dir)
 	l := s.list()
 	res.Err, s.dirs = l.err, l.dirs
+	res.Changed = !slices.Equal(s.linked, l.linked)
+	s.linked = l.linked
 	var deleted []*file
 	going := false // some file is missing, and not yet deleted
 	for path, f := range s.files {
@@ -273,6 +276,7 @@ type listing struct {
 	dirs     map[string]*dirInfo // see Store.dirs
 	kept     []string            // what could not be listed, whose files are to be kept
 	dangling []string            // links to nothing
+	linked   []string            // links to directories, which are not followed
 	err      error
 }
 
@@ -314,6 +318,12 @@ func (s *Store) visit(l *listing, rel, path string, d fs.DirEntry) error {
 		}
 		l.dirs[rel] = &dirInfo{info, born(path)}
 		return nil
+	}
+	if d.Type()&fs.ModeSymlink != 0 {
+		if info, err := os.Stat(path); err == nil && info.IsDir() {
+			l.linked = append(l.linked, rel)
+			return nil
+		}
 	}
 	if !isManifest(rel) {
 		return nil
@@ -532,6 +542,12 @@ func (s *Store) Findings() []kube.Finding {
 			f = s.located(f, w)
 		}
 		out = append(out, f)
+	}
+	for _, path := range s.linked {
+		out = append(out, kube.Finding{
+			File: path, Severity: kube.Warning, Reason: kube.ReasonUnreadable,
+			Message: "a link to a directory, whose manifests are not read: put the directory itself here, or links to its files",
+		})
 	}
 	for _, p := range s.taken {
 		p.docs = nil

@@ -587,6 +587,30 @@ func TestLinkToNothing(t *testing.T) {
 	w.wantVerdict("192.0.3.1", `dropped by (invalid) q.yaml egress[0] "not understood"`)
 }
 
+// TestLinkToDirectory: what is not read is said (I11), but for the hidden links of
+// a mounted ConfigMap.
+func TestLinkToDirectory(t *testing.T) {
+	w := newWorld(t, map[string]string{"web.yaml": podWeb, ".elsewhere/p.yaml": isolate})
+	for _, name := range []string{"..data", "more", "more.yaml"} {
+		if err := os.Symlink(".elsewhere", filepath.Join(w.dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if res := w.rescan(); !res.Changed {
+		t.Error("nothing to tell")
+	}
+	w.wantVerdict("192.0.3.1", byNobody)
+	for _, name := range []string{"more", "more.yaml"} {
+		w.wantFinding(name + ": warning: a link to a directory, whose manifests are not read")
+	}
+	before := len(w.Findings())
+	w.remove("more")
+	w.remove("more.yaml")
+	if res := w.rescan(); !res.Changed || len(w.Findings()) != before-2 {
+		t.Errorf("were %d findings: %+v, %v", before, res, w.Findings())
+	}
+}
+
 // TestWrittenInPlace: a file that is written in place and lacks an object that it
 // had is not taken before it has been left alone; one that takes its place is.
 func TestWrittenInPlace(t *testing.T) {
