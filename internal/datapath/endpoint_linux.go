@@ -174,33 +174,45 @@ func (d *Datapath) Prepare(specs []EndpointSpec) error {
 			return err
 		}
 	}
+	// Those behind one that finds no room fail; those before it do not.
 	slots, fds := make([]uint32, 0, len(fresh)), make([]uint32, 0, len(fresh))
-	for _, s := range fresh {
-		slot, err := d.freeSlot()
+	var failed error
+	for i, s := range fresh {
+		slot, m, err := d.room()
 		if err != nil {
-			return fmt.Errorf("interface %s: %w", s.Interface, err)
-		}
-		m, err := d.flowTable(slot)
-		if err != nil {
-			return fmt.Errorf("interface %s: %w", s.Interface, err)
+			failed, fresh = fmt.Errorf("interface %s: %w", s.Interface, err), fresh[:i]
+			break
 		}
 		defer func() { _ = m.Close() }() // the outer map holds it
-		if err := d.resetAccepted(slot); err != nil {
-			return err
-		}
 		d.prepared[s.Ifindex] = prepared{slot, s}
 		slots, fds = append(slots, slot), append(fds, uint32(m.FD()))
+	}
+	if len(fresh) == 0 {
+		return failed
 	}
 	if _, err := d.objs.Flows.BatchUpdate(slots, fds, nil); err != nil {
 		for _, s := range fresh {
 			delete(d.prepared, s.Ifindex)
 		}
-		return fmt.Errorf("flow tables: %w", err)
+		return errors.Join(failed, fmt.Errorf("flow tables: %w", err))
 	}
 	if old := slices.DeleteFunc(fresh, func(s EndpointSpec) bool { return !d.seedable(s) }); len(old) > 1 {
 		d.older, _ = readConnections(old) // if not, Seed says why
 	}
-	return nil
+	return failed
+}
+
+// room returns a free slot and an empty flow table for it.
+func (d *Datapath) room() (uint32, *ebpf.Map, error) {
+	slot, err := d.freeSlot()
+	if err != nil {
+		return 0, nil, err
+	}
+	if err := d.resetAccepted(slot); err != nil {
+		return 0, nil, err
+	}
+	m, err := d.flowTable(slot)
+	return slot, m, err
 }
 
 func (d *Datapath) freeSlot() (uint32, error) {
