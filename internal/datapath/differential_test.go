@@ -176,10 +176,10 @@ func (e *events) compare(s *policy.Snapshot, pod policy.PodKey, dir policy.Direc
 		}
 		want := policy.Evaluate(s, pod, dir, tuple)
 		ret, ev := e.verdict(spec, dir, frame)
-		done++
 		if ev.Verdict == policy.Deferred && manyBackends(s, tuple) {
 			continue // more kinds of backends than are listed: left to the look after DNAT
 		}
+		done++
 		if text := differs(e.r, want, ret, ev); text != "" {
 			text = fmt.Sprintf("%s (after %d; event %+v; class %#x)", text, done, ev, e.r.d.Contents().Class(packet.Unmap(tuple.Src)))
 			return done, &mismatch{pod, dir, tuple, text}
