@@ -7,6 +7,7 @@ package faults
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -23,6 +24,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 
 	"github.com/postern-dev/postern/internal/lab"
 	"github.com/postern-dev/postern/internal/packet/packettest"
@@ -314,34 +316,63 @@ func TestRivalPrograms(t *testing.T) {
 	}
 }
 
-// TestFlush flushes nftables, removes pins and detaches our programs by force,
-// with and without an agent to mend it.
+// nftablesFlush removes our table from a node or, as nft flush ruleset does, all tables.
+// Neither takes that of a living agent.
+func nftablesFlush(t *testing.T, w *harness.World, all, alive bool) {
+	t.Helper()
+	err := w.Agent.Node.Do(func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		if all {
+			c.FlushRuleset()
+			if err := c.Flush(); err != nil {
+				return err
+			}
+		}
+		tables, err := c.ListTables()
+		if err != nil {
+			return err
+		}
+		left := 0
+		for _, tb := range tables {
+			if tb.Name != "postern" {
+				continue
+			}
+			left++
+			c.DelTable(tb)
+			if err := c.Flush(); err == nil && alive {
+				t.Error("the catch-all of a living agent could be deleted")
+			}
+		}
+		if alive && left != 1 {
+			t.Errorf("a living agent has %d tables, want 1", left)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// restart starts a killed agent and waits until it enforces.
+func restart(t *testing.T, w *harness.World) {
+	t.Helper()
+	if err := w.Agent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := w.Agent.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestFlush removes our table and pins by force, with and without an agent to mend it.
 func TestFlush(t *testing.T) {
 	w := newWorld(t, "ft-flush")
 	l := startLoad(t, w)
-	flush := func() {
-		t.Helper()
-		err := w.Agent.Node.Do(func() error {
-			c, err := nftables.New()
-			if err != nil {
-				return err
-			}
-			tables, err := c.ListTables()
-			if err != nil {
-				return err
-			}
-			for _, tb := range tables {
-				if tb.Name == "postern" {
-					c.DelTable(tb)
-					_ = c.Flush() // owned: refused while the agent lives
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	bpffs, err := w.Lab.BPFFS(w.Agent.Node.Name)
 	if err != nil {
 		t.Fatal(err)
@@ -359,23 +390,16 @@ func TestFlush(t *testing.T) {
 		}
 	}
 	for range 5 {
-		flush()
+		nftablesFlush(t, w, false, true)
 		unpin() // the agent holds the links and pins them again
 		time.Sleep(1200 * time.Millisecond)
 	}
 	if err := w.Agent.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	flush() // tcx alone goes on
+	nftablesFlush(t, w, false, false) // tcx alone goes on
 	time.Sleep(300 * time.Millisecond)
-	if err := w.Agent.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	if err := w.Agent.WaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
+	restart(t, w)
 	l.stop(false)
 
 	// Without agent, the pins removed: the programs are gone, and the catch-all
@@ -386,6 +410,23 @@ func TestFlush(t *testing.T) {
 	}
 	unpin()
 	time.Sleep(500 * time.Millisecond)
+	l.stop(true)
+}
+
+// TestFlushRuleset empties nftables, which takes the lab's masquerading too, and
+// allowed traffic with it.
+func TestFlushRuleset(t *testing.T) {
+	w := newWorld(t, "ft-ruleset")
+	l := startLoad(t, w)
+	time.Sleep(300 * time.Millisecond)
+	nftablesFlush(t, w, true, true)
+	time.Sleep(300 * time.Millisecond)
+	if err := w.Agent.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	nftablesFlush(t, w, true, false)
+	time.Sleep(300 * time.Millisecond)
+	restart(t, w)
 	l.stop(true)
 }
 
@@ -408,6 +449,76 @@ func TestManifestsHalfWritten(t *testing.T) {
 		}
 		time.Sleep(60 * time.Millisecond)
 	}
+	l.stop(false)
+}
+
+// TestMapsFull fills what the kernel's programs write besides flows, with the agent
+// dead: drops that can't be counted by rule and events that nobody reads are
+// counted as such, and change no verdict.
+func TestMapsFull(t *testing.T) {
+	w := newWorld(t, "ft-maps")
+	l := startLoad(t, w)
+	if err := w.Agent.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	bpffs, err := w.Lab.BPFFS(w.Agent.Node.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pin := filepath.Join(bpffs, "postern", "rule_stats")
+	m, err := ebpf.LoadPinnedMap(pin, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = m.Close() }()
+	// Another incarnation's counters, until no more fit.
+	type key struct{ Gen, Rule uint32 }
+	type stats struct{ Packets, Bytes uint64 }
+	perCPU := make([]stats, ebpf.MustPossibleCPU())
+	n := uint32(0)
+	for ; ; n++ {
+		if err := m.Put(key{1 << 30, n}, perCPU); err != nil {
+			if !errors.Is(err, unix.E2BIG) {
+				t.Fatal(err)
+			}
+			break
+		}
+	}
+	t.Logf("%d counters fill the map", n)
+	// More drops than the ring has room for events.
+	err = l.front.Do(func() error {
+		for i := range 60000 {
+			c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(lab.EvilV4, uint16(1024+i))))
+			if err != nil {
+				return err
+			}
+			_, _ = c.Write(l.token[:])
+			if err := c.Close(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Agent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := w.Agent.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s, err := w.Agent.Client.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.EventsLost == 0 {
+		t.Error("no events were lost: the ring was not full")
+	}
+	w.Allowed(l.front, "tcp", web)
+	w.Denied(l.front, "tcp", evil)
 	l.stop(false)
 }
 
