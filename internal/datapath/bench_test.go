@@ -2,6 +2,7 @@ package datapath_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -84,34 +85,59 @@ func benchFrame(v6 bool, dst netip.Addr) []byte {
 	return packettest.Simple(packettest.MACFrom(podMAC), packettest.MAC{}, uint8(packet.ProtocolTCP), netip.AddrPortFrom(src, 4000), netip.AddrPortFrom(dst, 443), make([]byte, 64))
 }
 
+// benchSize is how much a pod's policy holds.
+type benchSize struct{ rules, cidrs int }
+
+// atSizes builds a rig once for each size, which takes longer than to measure
+// it, and measures both families on it.
+func atSizes(b *testing.B, sizes []benchSize, measure func(b *testing.B, r *rig, s *policy.Snapshot, v6 bool)) {
+	b.Helper()
+	for _, size := range sizes {
+		b.Run(fmt.Sprintf("rules=%d/cidrs=%d", size.rules, size.cidrs), func(b *testing.B) {
+			r := newRig(b, datapath.Config{NoCatchAll: true})
+			s := benchSnapshot(rand.New(rand.NewPCG(1, 1)), size.rules, size.cidrs)
+			r.load(s)
+			thread, err := unix.PidfdOpen(unix.Gettid(), unix.PIDFD_THREAD)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer func() { _ = unix.Close(thread) }()
+			for _, v6 := range []bool{false, true} {
+				b.Run(fmt.Sprintf("v6=%v", v6), func(b *testing.B) {
+					// A goroutine of its own, whose thread is thrown away as the rig's is.
+					runtime.LockOSThread()
+					if err := errors.Join(unix.Unshare(unix.CLONE_FS), unix.Setns(thread, unix.CLONE_NEWNET|unix.CLONE_NEWNS)); err != nil {
+						b.Fatal(err)
+					}
+					measure(b, r, s, v6)
+				})
+			}
+		})
+	}
+}
+
 // BenchmarkEstablished is a packet of a flow that is there already.
 func BenchmarkEstablished(b *testing.B) {
-	for _, size := range []struct{ rules, cidrs int }{{10, 0}, {10000, 0}, {10000, 100000}, {10000, 1000000}} {
-		for _, v6 := range []bool{false, true} {
-			b.Run(fmt.Sprintf("rules=%d/cidrs=%d/v6=%v", size.rules, size.cidrs, v6), func(b *testing.B) {
-				rng := rand.New(rand.NewPCG(1, 1))
-				r := newRig(b, datapath.Config{NoCatchAll: true})
-				r.load(benchSnapshot(rng, size.rules, size.cidrs))
-				spec := r.pods[policy.PodKey{Namespace: "bench", Name: "pod"}]
-				dst := netip.MustParseAddr("192.0.2.1")
-				if v6 {
-					dst = netip.MustParseAddr("2001:db8::1")
-				}
-				frame := benchFrame(v6, dst)
-				host := hostMAC(b, spec)
-				copy(frame, host[:])
-				if got := r.run(spec, policy.Egress, frame); got != tcxNext {
-					b.Fatalf("first packet: %d", int32(got))
-				}
-				// An ACK: a SYN would be judged each time.
-				ack := append([]byte(nil), frame...)
-				ack[14+map[bool]int{false: 20, true: 40}[v6]+13] = packettest.ACK
-				b.ResetTimer()
-				ns := testRun(b, r.d.Program(policy.Egress), spec, ack)
-				b.ReportMetric(ns, "kernel-ns/op")
-			})
+	atSizes(b, []benchSize{{10, 0}, {10000, 0}, {10000, 100000}, {10000, 1000000}}, func(b *testing.B, r *rig, _ *policy.Snapshot, v6 bool) {
+		b.Helper()
+		spec := r.pods[policy.PodKey{Namespace: "bench", Name: "pod"}]
+		dst := netip.MustParseAddr("192.0.2.1")
+		if v6 {
+			dst = netip.MustParseAddr("2001:db8::1")
 		}
-	}
+		frame := benchFrame(v6, dst)
+		host := hostMAC(b, spec)
+		copy(frame, host[:])
+		if got := r.run(spec, policy.Egress, frame); got != tcxNext {
+			b.Fatalf("first packet: %d", int32(got))
+		}
+		// An ACK: a SYN would be judged each time.
+		ack := append([]byte(nil), frame...)
+		ack[14+map[bool]int{false: 20, true: 40}[v6]+13] = packettest.ACK
+		b.ResetTimer()
+		ns := testRun(b, r.d.Program(policy.Egress), spec, ack)
+		b.ReportMetric(ns, "kernel-ns/op")
+	})
 }
 
 // testRun runs a program b.N times and returns the mean time of a run. The
@@ -218,31 +244,25 @@ func benchPrograms(b *testing.B, r *rig, targets []netip.Addr) *bpf.BenchProgram
 // of the destinations are in some network of the policy. The metric "net" is
 // less what changing the packet costs.
 func BenchmarkFirst(b *testing.B) {
-	for _, size := range []struct{ rules, cidrs int }{{10, 1000}, {1000, 1000}, {10, 100000}, {10000, 100000}, {1000, 1000000}} {
-		for _, v6 := range []bool{false, true} {
-			b.Run(fmt.Sprintf("rules=%d/cidrs=%d/v6=%v", size.rules, size.cidrs, v6), func(b *testing.B) {
-				rng := rand.New(rand.NewPCG(1, 1))
-				r := newRig(b, datapath.Config{NoCatchAll: true})
-				s := benchSnapshot(rng, size.rules, size.cidrs)
-				r.load(s)
-				spec := r.pods[policy.PodKey{Namespace: "bench", Name: "pod"}]
-				progs := benchPrograms(b, r, benchTargets(rng, s, v6))
-				frame := benchFrame(v6, netip.MustParseAddr("192.0.2.1"))
-				if v6 {
-					frame = benchFrame(v6, netip.MustParseAddr("2001:db8::1"))
-				}
-				host := hostMAC(b, spec)
-				copy(frame, host[:])
-				b.ResetTimer()
-				b.ReportMetric(testRun(b, progs.BenchEmpty, spec, frame), "empty-ns/op")
-				nothing := testRun(b, progs.BenchNothing, spec, frame)
-				first := testRun(b, progs.BenchFirst, spec, frame)
-				b.ReportMetric(first-nothing, "net-ns/op")
-				opened := openRun(b, r, progs.BenchOpen, spec, frame)
-				b.ReportMetric(opened-nothing, "open-ns/op")
-			})
+	sizes := []benchSize{{10, 1000}, {1000, 1000}, {10, 100000}, {10000, 100000}, {1000, 1000000}}
+	atSizes(b, sizes, func(b *testing.B, r *rig, s *policy.Snapshot, v6 bool) {
+		b.Helper()
+		spec := r.pods[policy.PodKey{Namespace: "bench", Name: "pod"}]
+		progs := benchPrograms(b, r, benchTargets(rand.New(rand.NewPCG(2, 2)), s, v6))
+		frame := benchFrame(v6, netip.MustParseAddr("192.0.2.1"))
+		if v6 {
+			frame = benchFrame(v6, netip.MustParseAddr("2001:db8::1"))
 		}
-	}
+		host := hostMAC(b, spec)
+		copy(frame, host[:])
+		b.ResetTimer()
+		b.ReportMetric(testRun(b, progs.BenchEmpty, spec, frame), "empty-ns/op")
+		nothing := testRun(b, progs.BenchNothing, spec, frame)
+		first := testRun(b, progs.BenchFirst, spec, frame)
+		b.ReportMetric(first-nothing, "net-ns/op")
+		opened := openRun(b, r, progs.BenchOpen, spec, frame)
+		b.ReportMetric(opened-nothing, "open-ns/op")
+	})
 }
 
 func benchTargets(rng *rand.Rand, s *policy.Snapshot, v6 bool) []netip.Addr {

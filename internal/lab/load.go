@@ -32,6 +32,9 @@ type LoadSpec struct {
 	Target netip.AddrPort
 	// Clients run at once, each on a thread of its own; 0 means 1, at most 64.
 	Clients int
+	// Pinned keeps each client on a CPU and its server on the next one, so that two
+	// loads differ by what they do and not by where the scheduler puts them.
+	Pinned bool
 	// Size in bytes; 0 means 128 KiB for TCPBulk and 1 for the others. At most 1 MiB, 1400 for UDPRR.
 	Size int
 	// Duration is at most 10 minutes; 0 means one second.

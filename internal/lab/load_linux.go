@@ -74,13 +74,13 @@ func (l *Lab) Load(ctx context.Context, spec LoadSpec) (LoadResult, error) {
 		return LoadResult{}, fmt.Errorf("load target %s and listener %s are of different families", r.spec.Target, spec.Listen)
 	}
 	var servers, clients sync.WaitGroup
-	for range spec.Clients {
-		servers.Go(func() { r.note(server.Do(func() error { return r.serve(ln) })) })
+	for i := range spec.Clients {
+		servers.Go(func() { r.note(server.Do(func() error { return errors.Join(r.pin(2*i+1), r.serve(ln)) })) })
 	}
 	start := monotonic()
 	r.end, r.first = start+spec.Duration, start
-	for range spec.Clients {
-		clients.Go(func() { r.note(client.Do(r.client)) })
+	for i := range spec.Clients {
+		clients.Go(func() { r.note(client.Do(func() error { return errors.Join(r.pin(2*i), r.client()) })) })
 	}
 	clients.Wait()
 	r.over.Store(true)
@@ -89,6 +89,29 @@ func (l *Lab) Load(ctx context.Context, spec LoadSpec) (LoadResult, error) {
 	out.Kind, out.Elapsed, out.Max = spec.Kind, r.last-r.first, r.hist.max
 	out.P50, out.P90, out.P99 = r.hist.quantile(0.5), r.hist.quantile(0.9), r.hist.quantile(0.99)
 	return out, ctx.Err()
+}
+
+// pin keeps the calling thread, which ends with the load, on one of its CPUs.
+func (r *load) pin(i int) error {
+	if !r.spec.Pinned {
+		return nil
+	}
+	var all unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		return err
+	}
+	i %= all.Count()
+	for cpu := 0; ; cpu++ {
+		if !all.IsSet(cpu) {
+			continue
+		}
+		if i == 0 {
+			var one unix.CPUSet
+			one.Set(cpu)
+			return unix.SchedSetaffinity(0, &one)
+		}
+		i--
+	}
 }
 
 // note counts an error that ended a client or server.

@@ -81,7 +81,7 @@ func compare(ctx context.Context, b *bench) (err error) {
 	}
 	rates, shares := map[string][]float64{}, map[string][]float64{}
 	for range b.rounds {
-		got, err := turns(ctx, l, ways)
+		got, err := turns(ctx, l, lab.TCPConn, ways)
 		if err != nil {
 			return err
 		}
@@ -97,29 +97,45 @@ func compare(ctx context.Context, b *bench) (err error) {
 	return nil
 }
 
-// turns returns each way's connections per second. They take turns of a quarter
+// turns returns what each way's pod does in a second. They take turns of a quarter
 // of a second, in another order each time, so that what else the machine does
 // is shared.
-func turns(ctx context.Context, l *lab.Lab, ways []string) (map[string]float64, error) {
-	ops, elapsed := map[string]int64{}, map[string]time.Duration{}
+func turns(ctx context.Context, l *lab.Lab, kind lab.LoadKind, ways []string) (map[string]float64, error) {
+	type sum struct {
+		done, errors, ops int64
+		elapsed           time.Duration
+		first             error
+	}
+	sums := map[string]*sum{}
 	for turn := range 2 * len(ways) {
 		for i := range ways {
 			w := ways[(turn+i)%len(ways)]
-			r, err := l.Load(ctx, lab.LoadSpec{Kind: lab.TCPConn, Client: "shop/" + w, Server: "outside", Listen: netip.AddrPortFrom(lab.WebV4, 0), Duration: 250 * time.Millisecond})
+			r, err := l.Load(ctx, lab.LoadSpec{Kind: kind, Client: "shop/" + w, Server: "outside", Listen: netip.AddrPortFrom(lab.WebV4, 0), Duration: 250 * time.Millisecond, Pinned: true})
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", w, err)
 			}
-			// An interrupted system call now and then is the client's.
-			if r.Errors*1000 > r.Ops+1000 {
-				return nil, fmt.Errorf("%s: %d errors: %w", w, r.Errors, r.FirstError)
+			if sums[w] == nil {
+				sums[w] = &sum{}
 			}
-			ops[w] += r.Ops
-			elapsed[w] += r.Elapsed
+			s := sums[w]
+			s.ops, s.errors, s.elapsed = s.ops+r.Ops, s.errors+r.Errors, s.elapsed+r.Elapsed
+			s.done += r.Ops
+			if kind == lab.TCPBulk {
+				s.done += 8*r.Bytes - r.Ops
+			}
+			if s.first == nil {
+				s.first = r.FirstError
+			}
 		}
 	}
 	rates := map[string]float64{}
 	for _, w := range ways {
-		rates[w] = float64(ops[w]) / elapsed[w].Seconds()
+		s := sums[w]
+		// An interrupted system call now and then is the client's.
+		if s.errors*500 > s.ops+500 {
+			return nil, fmt.Errorf("%s: %d errors in %d: %w", w, s.errors, s.ops, s.first)
+		}
+		rates[w] = float64(s.done) / s.elapsed.Seconds()
 	}
 	return rates, nil
 }
