@@ -1,8 +1,10 @@
 package datapath_test
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -87,19 +89,21 @@ func (m *mismatch) String() string { return fmt.Sprintf("%s %s %s: %s", m.pod, m
 func compareOne(t *testing.T, s *policy.Snapshot, pod policy.PodKey, dir policy.Direction, tuples []packet.Tuple) (int, *mismatch) {
 	t.Helper()
 	r := newRig(t, datapath.Config{NoCatchAll: true})
-	r.load(s)
+	c := r.load(s)
 	if _, ok := r.pods[pod]; !ok {
 		return 0, nil
 	}
 	ev := newEvents(t, r)
+	ev.stage(s, c)
 	return ev.compare(s, pod, dir, tuples)
 }
 
 func compareKernel(t *testing.T, s *policy.Snapshot, seed, round uint64, budget int) (int, *mismatch) {
 	t.Helper()
 	r := newRig(t, datapath.Config{NoCatchAll: true})
-	r.load(s)
+	c := r.load(s)
 	ev := newEvents(t, r)
+	ev.stage(s, c)
 	rng := rand.New(rand.NewPCG(seed^1, round))
 	done := 0
 	per := max(budget/(2*max(len(r.pods), 1)), 1)
@@ -123,6 +127,10 @@ type events struct {
 	t      *testing.T
 	r      *rig
 	reader *datapath.EventReader
+	mark   uint32 // that frames to a pod have
+	// staged is what the staged rulesets come to; nil if there are none.
+	staged    *policy.Compiled
+	frontends map[policy.Frontend]policy.Target
 }
 
 func newEvents(t *testing.T, r *rig) *events {
@@ -136,13 +144,47 @@ func newEvents(t *testing.T, r *rig) *events {
 			t.Error(err)
 		}
 	})
-	return &events{t, r, reader}
+	return &events{t: t, r: r, reader: reader}
+}
+
+// stage gives each pod another one's rulesets as its staged ones. They must be
+// judged as well, and change nothing (I9).
+func (e *events) stage(s *policy.Snapshot, c *policy.Compiled) {
+	e.t.Helper()
+	keys := slices.SortedFunc(maps.Keys(e.r.pods), func(a, b policy.PodKey) int { return cmp.Compare(a.String(), b.String()) })
+	staged := *c
+	staged.Endpoints = map[policy.PodKey][2]string{}
+	for i, key := range keys {
+		b := binding(c, key)
+		b.Staged = c.Endpoints[keys[(i+1)%len(keys)]]
+		staged.Endpoints[key] = b.Staged
+		if err := e.r.d.Arm(e.r.pods[key], b); err != nil {
+			e.t.Fatal(err)
+		}
+	}
+	e.staged, e.frontends = &staged, policy.Frontends(s.Services, s.Nodes)
+}
+
+// differsStaged says what the staged rulesets' verdict is and should not be.
+func (e *events) differsStaged(pod policy.PodKey, dir policy.Direction, tuple packet.Tuple, ev flow.Event) string {
+	if e.staged == nil || ev.Rule < uint32(flow.ReasonMax) {
+		return "" // decided before any ruleset
+	}
+	want := policy.LookupService(e.staged, e.frontends, pod, dir, tuple)
+	switch want.Rule.Index {
+	case policy.IndexNoBackend, policy.IndexSelf, policy.IndexDeferred:
+		return "" // reasons, of which the kernel keeps the enforced ruleset's
+	}
+	if ev.StagedVerdict == want.Verdict && (ev.StagedVerdict == policy.Deferred || e.r.rule(ev.StagedRule) == want.Rule) {
+		return ""
+	}
+	return fmt.Sprintf("staged: kernel %v by %v (%d), want %v by %v", ev.StagedVerdict, e.r.rule(ev.StagedRule), ev.StagedRule, want.Verdict, want.Rule)
 }
 
 // verdict runs one frame and returns tcx's answer and the event of it.
 func (e *events) verdict(spec datapath.EndpointSpec, dir policy.Direction, frame []byte) (uint32, flow.Event) {
 	e.t.Helper()
-	ret := e.r.run(spec, dir, frame)
+	ret := e.r.runMark(spec, dir, frame, e.mark)
 	for {
 		e.reader.SetDeadline(time.Now().Add(2 * time.Second))
 		ev, err := e.reader.Read()
@@ -162,6 +204,10 @@ func (e *events) compare(s *policy.Snapshot, pod policy.PodKey, dir policy.Direc
 	spec := e.r.pods[pod]
 	host := hostMAC(e.t, spec)
 	done := 0
+	e.mark = 0
+	if dir == policy.Ingress {
+		e.mark = datapath.DefaultMark // the pod's own packets, which come back
+	}
 	for _, tuple := range tuples {
 		local := tuple.Src
 		if dir == policy.Ingress {
@@ -180,7 +226,11 @@ func (e *events) compare(s *policy.Snapshot, pod policy.PodKey, dir policy.Direc
 			continue // more kinds of backends than are listed: left to the look after DNAT
 		}
 		done++
-		if text := differs(e.r, want, ret, ev); text != "" {
+		text := differs(e.r, want, ret, ev)
+		if text == "" {
+			text = e.differsStaged(pod, dir, tuple, ev)
+		}
+		if text != "" {
 			text = fmt.Sprintf("%s (after %d; event %+v; class %#x)", text, done, ev, e.r.d.Contents().Class(packet.Unmap(tuple.Src)))
 			return done, &mismatch{pod, dir, tuple, text}
 		}
