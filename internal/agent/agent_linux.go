@@ -516,6 +516,9 @@ func (a *Agent) audit() {
 	for _, m := range mended {
 		a.cfg.Log.Warn("mended", "what", m)
 	}
+	if len(mended) > 0 {
+		a.reconcile() // what failed for want of it
+	}
 	for _, ep := range a.endpoints {
 		if ep.ifindex == 0 || ep.state == stateNotCovered {
 			continue

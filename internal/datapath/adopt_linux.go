@@ -42,6 +42,12 @@ func (d *Datapath) adopt() error {
 			ep.spec.Interface = "" // it went meanwhile
 		}
 		d.endpoints[int(ifindex)] = ep
+		for _, a := range addrsOf(&ep.entry) {
+			if d.owners[a] == nil {
+				d.owners[a] = map[*endpoint]struct{}{}
+			}
+			d.owners[a][ep] = struct{}{}
+		}
 		if ep.spec.Interface == "" {
 			gone = append(gone, ifindex)
 		}

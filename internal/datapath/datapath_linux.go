@@ -23,7 +23,7 @@ var ErrCapacity = mapstate.ErrCapacity
 
 // Limits of the layout. Source: bpf/types.h.
 const (
-	LayoutVersion = 2
+	LayoutVersion = 3
 	MaxEndpoints  = 1024
 	MaxAddrs      = 8
 	maxWorlds     = 4
@@ -86,13 +86,17 @@ type Datapath struct {
 	world          *world
 	catchAll       *catchAll
 
-	endpoints map[int]*endpoint    // by ifindex
-	prepared  map[int]prepared     // what Arm will take, by ifindex
-	first     map[int]string       // interfaces that were there at the first install: their names by ifindex
-	unseeded  []int                // armed since the last Seed, by ifindex
-	older     connections          // what Arm seeds before it attaches; may be nil
-	nfLinks   map[string]link.Link // by look.name
+	endpoints map[int]*endpoint                          // by ifindex
+	owners    map[bpf.PosternAddr]map[*endpoint]struct{} // endpoints by their addresses, without those in quarantine
+	prepared  map[int]prepared                           // what Arm will take, by ifindex
+	first     map[int]string                             // interfaces that were there at the first install: their names by ifindex
+	unseeded  []int                                      // armed since the last Seed, by ifindex
+	older     connections                                // what Arm seeds before it attaches; may be nil
+	nfLinks   map[string]link.Link                       // by look.name
 	revision  uint32
+	// behind: the kernel could not be given all that state says. Until it is,
+	// endpoints keep the rulesets of their world.
+	behind bool
 	// deferrable: what look_after_dnat needs is attached.
 	deferrable bool
 	lookErr    error
@@ -114,7 +118,7 @@ func Open(cfg Config, ruleID func(policy.RuleRef) uint32) (d *Datapath, err erro
 	if err := rcuOf(cfg.PinDir).repair(); err != nil {
 		return nil, err
 	}
-	d = &Datapath{cfg: cfg, ruleID: ruleID, endpoints: map[int]*endpoint{}, prepared: map[int]prepared{}}
+	d = &Datapath{cfg: cfg, ruleID: ruleID, endpoints: map[int]*endpoint{}, owners: map[bpf.PosternAddr]map[*endpoint]struct{}{}, prepared: map[int]prepared{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -221,41 +225,54 @@ type Binding struct {
 // that name such a ruleset are denied (I6).
 func (d *Datapath) Apply(u mapstate.Update, bindings map[int]Binding) error {
 	ch, stateErr := d.state.Apply(u)
+	for _, ifindex := range slices.Sorted(maps.Keys(bindings)) {
+		if ep, ok := d.endpoints[ifindex]; ok {
+			ep.binding, ep.rebound = bindings[ifindex], true
+		}
+	}
+	return errors.Join(stateErr, d.commit(ch, u.Topology != nil))
+}
+
+// commit makes state real. If that fails, all of what the kernel was to get is
+// given to it as a new world the next time.
+func (d *Datapath) commit(ch *mapstate.Changes, services bool) error {
 	c := d.state.Contents()
 	var old *world
-	if d.world == nil || ch.Relayout || !d.world.fits(c) {
+	if d.world == nil || d.behind || ch.Relayout || !d.world.fits(c) {
 		w, err := d.replaceWorld(c)
 		if err != nil {
-			return errors.Join(stateErr, err)
+			d.behind = true
+			return err
 		}
 		old = w
 	} else if err := d.world.early(c, ch); err != nil {
 		// A hash map may be full before its count says so.
 		w, err2 := d.replaceWorld(c)
 		if err2 != nil {
-			return errors.Join(stateErr, err, err2)
+			d.behind = true
+			return errors.Join(err, err2)
 		}
 		old = w
 	}
+	services = services || d.behind
+	d.behind = false
 	var errs []error
-	for _, ifindex := range slices.Sorted(maps.Keys(bindings)) {
-		if ep, ok := d.endpoints[ifindex]; ok {
-			ep.binding, ep.adopted = bindings[ifindex], false
-		}
-	}
 	for _, ifindex := range slices.Sorted(maps.Keys(d.endpoints)) {
-		errs = append(errs, d.writeEndpoint(d.endpoints[ifindex], u.Topology != nil))
+		ep := d.endpoints[ifindex]
+		ep.adopted = ep.adopted && !ep.rebound
+		errs = append(errs, d.writeEndpoint(ep, services))
 	}
 	d.revision++
 	errs = append(errs, d.config.store(0, settingsRevision, d.revision), grace())
 	if err := errors.Join(errs...); err != nil {
-		return errors.Join(stateErr, err)
+		d.behind = true
+		return err
 	}
 	d.state.Freed()
 	if old != nil {
-		stateErr = errors.Join(stateErr, old.close())
+		errs = append(errs, old.close())
 	}
-	return errors.Join(stateErr, d.dropWorlds())
+	return errors.Join(append(errs, d.dropWorlds())...)
 }
 
 // dropWorlds takes worlds that no endpoint names out of the outer maps.

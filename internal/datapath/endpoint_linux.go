@@ -23,6 +23,8 @@ const (
 	flagBridged         = 1 << 2
 	flagIPOptions       = 1 << 3
 	flagDenyAll         = 1 << 4
+
+	addrShared = 1 << 31 // ADDR_SHARED in endpoint_addrs
 )
 
 // EndpointSpec is one incarnation of a pod's interface.
@@ -54,6 +56,8 @@ type endpoint struct {
 	verified bool
 	// adopted: taken over from a former process and judged by its world until a binding comes.
 	adopted bool
+	// rebound: a binding has come.
+	rebound bool
 	self    map[bpf.PosternSelfKey]uint32
 	links   [2]link.Link
 }
@@ -90,12 +94,20 @@ func (d *Datapath) Arm(spec EndpointSpec, b Binding) error {
 	}
 	ep := d.endpoints[spec.Ifindex]
 	if ep != nil {
+		var err error
 		if d.catchAll != nil {
 			if err := d.catchAll.add(spec.Interface, spec.Ifindex); err != nil {
 				return err
 			}
 		}
-		ep.spec, ep.binding, ep.adopted = spec, b, false
+		if spec.Addrs, err = keepPlaces(ep.spec.Addrs, spec.Addrs); err != nil {
+			// The new address must not inherit the old one's flows (I3).
+			if err := d.Renew(spec.Ifindex); err != nil {
+				return err
+			}
+		}
+		ep.spec, ep.binding, ep.rebound = spec, b, true
+		ep.adopted = ep.adopted && d.behind
 		return errors.Join(d.writeEndpoint(ep, true), d.attach(ep))
 	}
 	if err := d.Prepare([]EndpointSpec{spec}); err != nil {
@@ -128,12 +140,33 @@ func (d *Datapath) Arm(spec EndpointSpec, b Binding) error {
 // Verified reports whether an interface is armed just so, and was read back since.
 func (d *Datapath) Verified(spec EndpointSpec, b Binding) bool {
 	ep := d.endpoints[spec.Ifindex]
-	return ep != nil && ep.verified && !ep.adopted && ep.binding == b && ep.spec.equal(spec)
+	return ep != nil && ep.verified && !ep.adopted && !d.behind && ep.binding == b && ep.spec.equal(spec)
 }
 
 func (s EndpointSpec) equal(o EndpointSpec) bool {
-	return s.Interface == o.Interface && s.Ifindex == o.Ifindex && slices.Equal(s.MAC, o.MAC) && slices.Equal(s.Addrs, o.Addrs) &&
+	addrs, err := keepPlaces(s.Addrs, o.Addrs)
+	return s.Interface == o.Interface && s.Ifindex == o.Ifindex && slices.Equal(s.MAC, o.MAC) && err == nil && slices.Equal(s.Addrs, addrs) &&
 		s.Bridged == o.Bridged && s.IPOptions == o.IPOptions && s.Quarantine == o.Quarantine
+}
+
+// errReplaced is keepPlaces' word that an address went.
+var errReplaced = errors.New("an address of the pod was replaced")
+
+// keepPlaces returns the addresses of now in the places that they had before: a
+// flow knows the pod's end by its place. New ones follow.
+func keepPlaces(before, now []netip.Addr) ([]netip.Addr, error) {
+	out := slices.Clone(before)
+	for _, a := range before {
+		if !slices.Contains(now, a) {
+			return now, errReplaced
+		}
+	}
+	for _, a := range now {
+		if !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	return out, nil
 }
 
 // Generation returns the number of the incarnation behind ifindex; 0 if it is not armed.
@@ -262,6 +295,9 @@ func (d *Datapath) writeEndpoint(ep *endpoint, services bool) error {
 	}
 	e := bpf.PosternEndpoint{Gen: ep.entry.Gen, Ifindex: uint32(ep.spec.Ifindex)}
 	for dir := range 2 {
+		if d.behind {
+			break
+		}
 		if d.state != nil {
 			e.Ruleset[0][dir] = d.state.RulesetID(ep.binding.Rulesets[dir])
 			e.Ruleset[1][dir] = d.state.RulesetID(ep.binding.Staged[dir])
@@ -279,7 +315,14 @@ func (d *Datapath) writeEndpoint(ep *endpoint, services bool) error {
 	if ep.spec.Quarantine {
 		e.Flags |= flagDenyAll
 	}
-	if d.world != nil {
+	switch {
+	case d.behind && ep.written:
+		// What the rulesets' numbers mean is not in the kernel yet.
+		e.Ruleset, e.World = ep.entry.Ruleset, ep.entry.World
+		e.Flags |= ep.entry.Flags & (flagGovernedEgress | flagGovernedIngress)
+	case d.behind:
+		e.Flags |= flagDenyAll
+	case d.world != nil:
 		e.World = uint8(d.world.index)
 	}
 	copy(e.Mac[:], ep.spec.MAC)
@@ -296,7 +339,7 @@ func (d *Datapath) writeEndpoint(ep *endpoint, services bool) error {
 		return nil
 	}
 	ep.verified = false
-	if err := d.writeAddrs(ep, e); err != nil {
+	if err := d.writeAddrs(ep, &e); err != nil {
 		return err
 	}
 	next := ep.copy
@@ -314,31 +357,63 @@ func (d *Datapath) writeEndpoint(ep *endpoint, services bool) error {
 	return nil
 }
 
-// writeAddrs keeps the address index of the look after DNAT.
-func (d *Datapath) writeAddrs(ep *endpoint, e bpf.PosternEndpoint) error {
-	for _, a := range e.Addrs[:e.Naddrs] {
-		if err := d.objs.EndpointAddrs.Put(a, ep.slot); err != nil {
-			return fmt.Errorf("endpoint_addrs: %w", err)
-		}
+// addrsOf returns the addresses of an entry that packets may come from: none while
+// it is quarantined.
+func addrsOf(e *bpf.PosternEndpoint) []bpf.PosternAddr {
+	if e.Flags&flagDenyAll != 0 {
+		return nil
 	}
-	for _, a := range ep.entry.Addrs[:ep.entry.Naddrs] {
-		if !slices.Contains(e.Addrs[:e.Naddrs], a) {
-			if err := d.dropAddr(ep, a); err != nil {
-				return err
-			}
+	return e.Addrs[:e.Naddrs]
+}
+
+// writeAddrs keeps the address index of the look after DNAT, for an endpoint
+// whose entry becomes e: an address is the newest incarnation's that has it, and
+// marked if others live that have it too.
+func (d *Datapath) writeAddrs(ep *endpoint, e *bpf.PosternEndpoint) error {
+	for _, a := range addrsOf(&ep.entry) {
+		delete(d.owners[a], ep)
+	}
+	for _, a := range addrsOf(e) {
+		if d.owners[a] == nil {
+			d.owners[a] = map[*endpoint]struct{}{}
+		}
+		d.owners[a][ep] = struct{}{}
+	}
+	for _, a := range slices.Concat(addrsOf(&ep.entry), addrsOf(e)) {
+		if err := d.writeAddr(a, ep, e.Gen); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// dropAddr removes an address unless a newer incarnation has it.
-func (d *Datapath) dropAddr(ep *endpoint, a bpf.PosternAddr) error {
-	var slot uint32
-	err := d.objs.EndpointAddrs.Lookup(a, &slot)
-	if err == nil && slot == ep.slot {
-		err = d.objs.EndpointAddrs.Delete(a)
+// writeAddr writes who has an address; gen is ep's generation from now on.
+func (d *Datapath) writeAddr(a bpf.PosternAddr, ep *endpoint, gen uint32) error {
+	owners := d.owners[a]
+	if len(owners) == 0 {
+		delete(d.owners, a)
+		if err := d.objs.EndpointAddrs.Delete(a); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("endpoint_addrs: %w", err)
+		}
+		return nil
 	}
-	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	var newest *endpoint
+	generation := func(o *endpoint) uint32 {
+		if o == ep {
+			return gen
+		}
+		return o.entry.Gen
+	}
+	for o := range owners {
+		if newest == nil || generation(o) > generation(newest) {
+			newest = o
+		}
+	}
+	slot := newest.slot
+	if len(owners) > 1 {
+		slot |= addrShared
+	}
+	if err := d.objs.EndpointAddrs.Put(a, slot); err != nil {
 		return fmt.Errorf("endpoint_addrs: %w", err)
 	}
 	return nil
@@ -384,9 +459,7 @@ func (d *Datapath) Disarm(ifindex int) error {
 	if err := d.objs.EndpointSlots.Delete(uint32(ifindex)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		errs = append(errs, fmt.Errorf("endpoint_slots: %w", err))
 	}
-	for _, a := range ep.entry.Addrs[:ep.entry.Naddrs] {
-		errs = append(errs, d.dropAddr(ep, a))
-	}
+	errs = append(errs, d.writeAddrs(ep, &bpf.PosternEndpoint{}))
 	for k := range ep.self {
 		if err := d.objs.SelfBackends.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			errs = append(errs, fmt.Errorf("self_backends: %w", err))

@@ -3,12 +3,19 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
 	"slices"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/postern-dev/postern/internal/datapath/bpf"
+	"github.com/postern-dev/postern/internal/datapath/mapstate"
+	"github.com/postern-dev/postern/internal/packet"
 )
 
 // ErrNotEnforced is wrapped by Verify's errors: what the kernel holds is not what it should.
@@ -56,6 +63,15 @@ func (d *Datapath) verify(ep *endpoint) error {
 	if e != ep.entry {
 		return bad("the kernel's entry differs from what was written")
 	}
+	if d.behind {
+		return bad("the last change of policy is not in the kernel yet; it is judged by the one before")
+	}
+	for _, a := range addrsOf(&e) {
+		var owner uint32
+		if err := d.objs.EndpointAddrs.Lookup(a, &owner); err != nil || (owner&^addrShared != slot && owner&addrShared == 0) {
+			return bad("address %s belongs to slot %d, want %d (%v)", packet.Unmap(netip.AddrFrom16(a.B)), owner, slot, err)
+		}
+	}
 	var table *ebpf.Map
 	if err := d.objs.Flows.Lookup(slot, &table); err != nil {
 		return bad("flow table: %v", err)
@@ -94,6 +110,15 @@ func (d *Datapath) Audit() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	pins, err := d.repairPins()
+	mended, errs = append(mended, pins...), append(errs, err)
+	if d.behind && d.state != nil {
+		if err := d.commit(&mapstate.Changes{}, true); err != nil {
+			errs = append(errs, fmt.Errorf("the last change of policy is not in force, the one before is: %w", err))
+		} else {
+			mended = append(mended, "the last change of policy, which the kernel had no room for")
+		}
+	}
 	renamed, err := d.follow(present)
 	mended, errs = append(mended, renamed...), append(errs, err)
 	for _, ifindex := range d.Endpoints() {
@@ -121,6 +146,41 @@ func (d *Datapath) Audit() ([]string, error) {
 	}
 	slices.Sort(mended)
 	return mended, errors.Join(errs...)
+}
+
+// repairPins makes the directories again and pins the maps that somebody unpinned:
+// without a pin enforcement would end with this process.
+func (d *Datapath) repairPins() ([]string, error) {
+	var mended []string
+	for _, dir := range []string{d.cfg.PinDir, filepath.Join(d.cfg.PinDir, "links")} {
+		switch err := os.Mkdir(dir, 0o700); {
+		case err == nil:
+			mended = append(mended, "pin directory "+dir+": made again")
+		case !errors.Is(err, fs.ErrExist):
+			return mended, fmt.Errorf("pin directory: %w; until it is there, enforcement ends with this process", err)
+		}
+	}
+	pinned := reflect.ValueOf(d.objs.PosternMaps)
+	for i := range pinned.NumField() {
+		name := pinned.Type().Field(i).Tag.Get("ebpf")
+		m, ok := pinned.Field(i).Interface().(*ebpf.Map)
+		if spec := d.spec.Maps[name]; !ok || spec == nil || spec.Pinning != ebpf.PinByName {
+			continue
+		}
+		path := filepath.Join(d.cfg.PinDir, name)
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		// The map remembers a path that was removed.
+		if err := m.Unpin(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return mended, fmt.Errorf("map %s: %w", name, err)
+		}
+		if err := m.Pin(path); err != nil {
+			return mended, fmt.Errorf("map %s: %w; until it is pinned, enforcement ends with this process", name, err)
+		}
+		mended = append(mended, "map "+name+": pinned again")
+	}
+	return mended, nil
 }
 
 // FollowNames puts renamed interfaces under the catch-all again and returns what
@@ -181,7 +241,7 @@ func (d *Datapath) Quarantine(ifindex int) error {
 	if ep == nil || (ep.spec.Quarantine && !ep.adopted) {
 		return nil
 	}
-	ep.spec.Quarantine, ep.adopted, ep.binding = true, false, Binding{}
+	ep.spec.Quarantine, ep.adopted, ep.rebound, ep.binding = true, false, true, Binding{}
 	return d.writeEndpoint(ep, true)
 }
 

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -520,6 +521,81 @@ func TestMapsFull(t *testing.T) {
 	w.Allowed(l.front, "tcp", web)
 	w.Denied(l.front, "tcp", evil)
 	l.stop(false)
+}
+
+// TestNoRoomForPolicy makes a change of policy fail halfway, for want of file
+// descriptors: what was in force stays so, status says it, and the change comes
+// when there is room again.
+func TestNoRoomForPolicy(t *testing.T) {
+	w := newWorld(t, "ft-room")
+	// What was removed leaves places behind that later rulesets take.
+	var many strings.Builder
+	for i := range 300 {
+		fmt.Fprintf(&many, "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p%d, namespace: ci}\nspec: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 10.%d.%d.0/24}}]}]}\n", i, i/200, i%200)
+	}
+	w.Write("many.yaml", many.String())
+	const deny = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny-all, namespace: shop}\nspec: {podSelector: {}, policyTypes: [Ingress, Egress]}\n"
+	w.Write("policy.yaml", deny+"---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: all, namespace: shop}\nspec: {podSelector: {matchLabels: {app: frontend}}, policyTypes: [Egress], egress: [{}]}\n")
+	front := w.Pod("shop/frontend")
+	w.Allowed(front, "tcp", evil)
+	w.Write("policy.yaml", deny)
+	w.Denied(front, "tcp", evil)
+
+	pid := w.Agent.PID()
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var old unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &old); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(len(fds) + 3), Max: old.Max}, nil); err != nil {
+		t.Fatal(err)
+	}
+	// More than the present world has room for.
+	var big strings.Builder
+	big.WriteString(deny + "---\napiVersion: postern.dev/v1alpha1\nkind: ClusterDestinationSet\nmetadata: {name: big}\nspec:\n  networks:\n")
+	rng := rand.New(rand.NewPCG(1, 1))
+	for range 60000 {
+		fmt.Fprintf(&big, "  - %s/32\n", netip.AddrFrom4([4]byte{byte(1 + rng.IntN(9)), byte(rng.IntN(256)), byte(rng.IntN(256)), byte(rng.IntN(256))}))
+	}
+	big.WriteString("---\napiVersion: postern.dev/v1alpha1\nkind: EgressPolicy\nmetadata: {name: front, namespace: shop}\nspec: {podSelector: {matchLabels: {app: frontend}}, egress: [{to: [{clusterDestinationSets: [{name: big}]}, {networks: [203.0.113.80/32]}]}]}\n")
+	tmp := filepath.Join(w.Agent.Manifests, ".tmp")
+	if err := os.WriteFile(tmp, []byte(strings.Replace(big.String(), "clusterDestinationSets: [{name: big}]", "destinationSets: [{kind: ClusterDestinationSet, name: big}]", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(tmp, filepath.Join(w.Agent.Manifests, "policy.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		w.Denied(front, "udp", evil)
+	}
+	if w.Reaches(front, "tcp", web, 100*time.Millisecond) {
+		t.Error("the change went through: the test makes nothing fail")
+	}
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &old, nil); err != nil {
+		t.Fatal(err)
+	}
+	s, err := w.Agent.Client.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Problems) == 0 {
+		t.Error("status says nothing of it")
+	}
+	for range 100 {
+		if w.Reaches(front, "tcp", web, 100*time.Millisecond) {
+			break
+		}
+	}
+	w.Allowed(front, "tcp", web)
+	w.Denied(front, "tcp", evil)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := w.Agent.WaitReady(ctx); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestFlowTableFull fills one pod's quota; its denied flows stay denied, other
