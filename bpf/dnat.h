@@ -12,21 +12,27 @@ struct translated {
 	struct addr src;
 	__u16 sport;
 	__u32 slot, len, revision;
+	__u32 shared; /* other pods have src too, and the packet may be theirs */
 	struct question q;
 	struct answer a;
 };
 
 /*
- * Slot and endpoint of the pod that has t->src. Returns 1 if there is one, 0 if
- * the packet is somebody else's, -1 if it has to be dropped.
+ * Slot and endpoint of the pod that sent the packet: by the interface that it
+ * came in through or, behind a bridge, by its source address. Returns 1 if there
+ * is one, 0 if the packet is somebody else's, -1 if it has to be dropped.
  */
-static __always_inline int find_pod(struct translated *t)
+static __always_inline int find_pod(struct translated *t, const struct nf_hook_state *state)
 {
-	__u32 which, *v = bpf_map_lookup_elem(&endpoint_addrs, &t->src);
+	__u32 which, ifindex = state->in ? state->in->ifindex : 0;
+	__u32 *v = bpf_map_lookup_elem(&endpoint_slots, &ifindex);
 
 	if (!v)
+		v = bpf_map_lookup_elem(&endpoint_addrs, &t->src);
+	if (!v)
 		return 0;
-	t->slot = *v;
+	t->slot = *v & ~ADDR_SHARED;
+	t->shared = *v & ADDR_SHARED;
 	v = bpf_map_lookup_elem(&active, &t->slot);
 	if (!v)
 		return -1;
@@ -181,6 +187,30 @@ static __always_inline int read_backend(struct question *q, const struct nf_conn
 	return 0;
 }
 
+/* Remove the pod's flow that the connection's first packet, before DNAT, belongs to. */
+static __noinline int forget_flow(const struct translated *t, const struct nf_conntrack_tuple *orig)
+{
+	struct flow_key k = {};
+	__u16 l3num = 0;
+	__be16 port = 0;
+	void *table;
+
+	if (!t || bpf_core_read(&l3num, sizeof(l3num), &orig->src.l3num) ||
+	    bpf_core_read(&k.raddr, sizeof(k.raddr), &orig->dst.u3) ||
+	    bpf_core_read(&port, sizeof(port), &orig->dst.u.all))
+		return 0;
+	if (l3num == 2)
+		set_v4(&k.raddr, k.raddr.w[0]);
+	k.lport = t->sport;
+	k.rport = bpf_ntohs(port);
+	k.proto = t->q.proto;
+	k.local = own_index(t->ep, &t->src);
+	table = bpf_map_lookup_elem(&flows, &t->slot);
+	if (table)
+		bpf_map_delete_elem(table, &k);
+	return 0;
+}
+
 /*
  * A Service is decided by its backends, at the pod's interface; where its packets
  * really go is known only here, in forward and local-in, behind prerouting's DNAT:
@@ -206,9 +236,18 @@ SEC("netfilter") int look_after_dnat(struct bpf_nf_ctx *nf)
 	if (!cfg || read_header(nf->skb, nf->state->pf, &h))
 		return NF_DROP;
 	t.src = h.src;
-	pod = find_pod(&t);
+	pod = find_pod(&t, nf->state);
 	if (pod <= 0)
 		return pod ? NF_DROP : NF_ACCEPT;
+	if (t.shared) {
+		t.a.rule = REASON_SHARED_ADDRESS;
+		t.sport = h.sport;
+		t.q.proto = h.proto;
+		t.q.remote = h.dst;
+		t.q.port = h.dport;
+		t.len = nf->skb->len;
+		return refuse(&t, cfg);
+	}
 	/* Later fragments follow a first one that was judged here, or have lost their trail. */
 	if (h.frag == FRAG_LATER || !has_ports(h.proto) || !(t.ep->flags & EP_GOVERNED_EGRESS))
 		return NF_ACCEPT;
@@ -219,7 +258,7 @@ SEC("netfilter") int look_after_dnat(struct bpf_nf_ctx *nf)
 	t.q.remote = h.dst;
 	t.q.port = h.dport;
 	f = flow_of(&t, &h.dst, h.dport);
-	if (f && (f->opener == INGRESS || (!f->service && f->revision == cfg->revision)))
+	if (f && !f->service && f->revision == cfg->revision)
 		return NF_ACCEPT;
 	nfct = nf->skb->_nfct;
 	ct = (void *)(nfct & ~7UL);
@@ -233,6 +272,12 @@ SEC("netfilter") int look_after_dnat(struct bpf_nf_ctx *nf)
 		if (status & IPS_DST_NAT && read_backend(&t.q, &ct->tuplehash[1].tuple))
 			return NF_DROP;
 	}
+	/*
+	 * An answer to who opened the flow, which the pod's hook has just judged. Not
+	 * what DNAT leads to somebody who had opened one: that was not judged there.
+	 */
+	if (f && f->opener == INGRESS && !(status & IPS_DST_NAT))
+		return NF_ACCEPT;
 	judge(t.ep, &t.q, &t.a);
 	if (t.a.rule & RULE_FORWARDED)
 		return NF_ACCEPT;
@@ -250,6 +295,9 @@ SEC("netfilter") int look_after_dnat(struct bpf_nf_ctx *nf)
 		if (table)
 			bpf_map_delete_elem(table, &k);
 	}
+	/* What comes back is no answer any more. */
+	if (status & IPS_DST_NAT)
+		forget_flow(&t, &ct->tuplehash[0].tuple);
 	return refuse(&t, cfg);
 }
 

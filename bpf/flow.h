@@ -62,6 +62,17 @@ static __always_inline __u64 timeout_of(const struct settings *cfg, const struct
 	return cfg->timeout_udp_ns;
 }
 
+/* In flow.fins, shifted by the direction: the last packet was a reset. */
+#define RESET 4
+
+/* Who goes on sending has sent no reset: somebody else forged it. */
+static __always_inline void revive(struct flow *f, __u32 dir)
+{
+	f->fins &= ~(RESET << (dir & 1));
+	if (f->state == STATE_CLOSING && f->fins < 3)
+		f->state = STATE_OPEN;
+}
+
 static __always_inline const struct endpoint *endpoint_of(__u32 slot)
 {
 	__u32 which, *v = bpf_map_lookup_elem(&active, &slot);
@@ -139,20 +150,23 @@ struct collect_ctx {
 	const struct endpoint *ep;
 	__u64 now;
 	__u32 removed;
-	__u32 pressed;
+	__u32 pressed; /* 1: the table is full; 2: and the pod itself wants to open a flow */
 };
 
 /* A closed connection that may go when the table is full, nanoseconds idle. */
 #define CLOSED_ENOUGH_NS 200000000LL
-
+/* A flow to the pod that it has not answered may go as early. */
+#define UNANSWERED_NS 1000000000LL
 
 static long collect_one(void *map, struct flow_key *k, struct flow *f, struct collect_ctx *ctx)
 {
+	__s64 idle = ctx->now - f->last_seen;
 	struct flow_key key;
 
 	if (!expired(ctx->cfg, k, f, ctx->now) &&
-	    !(ctx->pressed && f->state == STATE_CLOSING &&
-	      (__s64)(ctx->now - f->last_seen) > CLOSED_ENOUGH_NS))
+	    !(ctx->pressed && f->state == STATE_CLOSING && idle > CLOSED_ENOUGH_NS) &&
+	    !(ctx->pressed && f->state == STATE_OPENING && f->opener == INGRESS &&
+	      (ctx->pressed == 2 || idle > UNANSWERED_NS)))
 		return 0;
 	__builtin_memcpy(&key, k, sizeof(key));
 	emit_close(ctx->ep, &key, f, ctx->now);
@@ -164,7 +178,8 @@ static long collect_one(void *map, struct flow_key *k, struct flow *f, struct co
 /*
  * Remove what has expired from one endpoint's table; returns how many. pressed:
  * the table is full, so closed connections go before their time: a pod that
- * opens and closes 20,000 a second must not be refused the next.
+ * opens and closes 20,000 a second must not be refused the next. Flows to the pod
+ * that it has not answered go too: those who flood it must not stop it.
  */
 __noinline __u32 collect(__u32 slot, __u64 now, __u32 pressed)
 {

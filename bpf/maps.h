@@ -36,7 +36,7 @@ struct {
 	__type(value, __u32);
 } endpoint_slots SEC(".maps");
 
-/* Pod address -> slot, for the look after DNAT. */
+/* Pod address -> slot, and ADDR_SHARED, for the look after DNAT. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_ENDPOINTS * MAX_ADDRS);
@@ -78,10 +78,10 @@ struct {
 	__array(values, struct flow_table);
 } flows SEC(".maps");
 
-/* Slot -> time of the last garbage collection from the packet path. */
+/* Slot * 2 + direction -> time of the last garbage collection from the packet path. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, MAX_ENDPOINTS);
+	__uint(max_entries, MAX_ENDPOINTS * 2);
 	__type(key, __u32);
 	__type(value, __u64);
 } collected SEC(".maps");

@@ -142,6 +142,19 @@ static __always_inline bool neighbour_alone(struct __sk_buff *skb, const struct 
 	       h[6] == 1 && !h[7];
 }
 
+/* Is the destination one of this node's own, so that nobody forwards the packet? */
+static __always_inline bool stays_here(struct __sk_buff *skb, const struct endpoint *ep,
+				       const struct addr *src, const struct addr *dst)
+{
+	struct bpf_fib_lookup fib = { .family = 10 /* AF_INET6 */, .ifindex = ep->ifindex };
+	long ret;
+
+	__builtin_memcpy(fib.ipv6_src, src, 16);
+	__builtin_memcpy(fib.ipv6_dst, dst, 16);
+	ret = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	return ret == BPF_FIB_LKUP_RET_NOT_FWDED || ret == BPF_FIB_LKUP_RET_FWD_DISABLED;
+}
+
 /*
  * NDP from the pod. NS, NA, RS: hop limit 255, code 0, on-link destination,
  * options that carry no more than the pod's MAC and a nonce. RA and redirect
@@ -175,7 +188,8 @@ __noinline int ndp_from_pod(struct __sk_buff *skb, const struct endpoint *ep, co
 		 */
 		__u32 class = ep->flags & EP_BRIDGED ? 0 : trie_walk(&p->dst, ep->world);
 
-		onlink = class != CLASS_MISSING && class & CLASS_NODE;
+		onlink = class != CLASS_MISSING && class & CLASS_NODE &&
+			 (ep->flags & EP_BRIDGED || stays_here(skb, ep, &p->src, &p->dst));
 		for (i = 0; i < MAX_ADDRS && ep->flags & EP_BRIDGED; i++) {
 			if (i >= ep->naddrs)
 				break;

@@ -126,7 +126,7 @@ static __always_inline bool established(struct __sk_buff *skb, const struct sett
 		return false;
 	table = bpf_map_lookup_elem(&flows, &slot);
 	f = table ? bpf_map_lookup_elem(table, &k) : 0;
-	if (!f || f->revision != revision)
+	if (!f || f->revision != revision || f->self)
 		return false;
 	now = bpf_ktime_get_coarse_ns();
 	if (expired(cfg, &k, f, now))
@@ -137,6 +137,8 @@ static __always_inline bool established(struct __sk_buff *skb, const struct sett
 	f->bytes[answer] += len;
 	if (answer && f->state == STATE_OPENING)
 		f->state = STATE_OPEN;
+	if (f->fins & RESET << dir)
+		revive(f, dir);
 	return true;
 }
 
@@ -231,8 +233,12 @@ static __noinline int examine(struct __sk_buff *skb, const struct settings *cfg,
 		    (c->p.hop_limit == 255 || (c->p.hop_limit == 1 && is_link_local(&c->p.src))) &&
 		    !c->p.frag && neighbour_alone(skb, &c->p))
 			return accept(skb, cfg, dir);
-		/* Nothing may open a flow whose answers go to where no packet may go. */
-		if (!reason && is_martian(&c->p.src))
+		/*
+		 * Nothing may open a flow whose answers go to where no packet may go.
+		 * The pod's own packets come back through a Service, and have the mark.
+		 */
+		if (!reason && (is_martian(&c->p.src) ||
+				(own_addr(ep, &c->p.src) && !(skb->mark & cfg->mark))))
 			reason = REASON_MARTIAN;
 		/*
 		 * The sender was judged by the packet's destination. On a bridge the

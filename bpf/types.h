@@ -10,11 +10,12 @@
 #define POSTERN_TYPES_H
 
 /* Bump when a pinned structure or its meaning changes; see internal/datapath. */
-#define LAYOUT_VERSION 2
+#define LAYOUT_VERSION 3
 
 #define MAX_ENDPOINTS 1024 /* slots on a node */
 #define MAX_ADDRS 8	   /* addresses of one endpoint */
 #define MAX_WORLDS 4	   /* worlds that may exist at one time */
+#define ADDR_SHARED 0x80000000u /* in endpoint_addrs: several live endpoints have the address */
 #define MAX_COMBOS 8	   /* distinct (class, port) pairs of one service port */
 #define LIST_STEPS 20	   /* binary search: up to 2^20 intervals in one list */
 
@@ -54,6 +55,7 @@ enum reason {
 	REASON_RELATED,		/* accept: ICMP error of a live flow */
 	REASON_MARTIAN,		/* drop: destination that is on no wire: loopback, unspecified */
 	REASON_QUARANTINE,	/* drop: the interface has lost its pod, or has none yet */
+	REASON_SHARED_ADDRESS,	/* drop: several pods have the source address, and it is not known whose packet it is */
 	REASON_MAX = 64,
 };
 
@@ -127,9 +129,10 @@ struct flow {
 	__u16 frag_next;	    /* fragments: offset that must come next, bytes */
 	__u8 opener;		    /* enum direction */
 	__u8 state;		    /* enum flow_state */
-	__u8 fins;		    /* bit per direction: FIN seen */
+	__u8 fins;		    /* bit per direction: FIN seen; from RESET on: last a reset */
 	__u8 service;		    /* 1: judged by a Service's backends: somebody must translate it */
-	__u8 pad[6];
+	__u8 self;		    /* 1: the other end is the pod's own address */
+	__u8 pad[5];
 };
 
 /*

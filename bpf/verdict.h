@@ -135,11 +135,17 @@ static __always_inline void touch(struct ctx *c, struct flow *f)
 	f->bytes[answer & 1] += c->len;
 	if (answer && f->state == STATE_OPENING)
 		f->state = STATE_OPEN;
-	if (c->p.tcp_flags & (TCP_FIN | TCP_RST) && c->p.proto == IPPROTO_TCP) {
-		if (c->p.tcp_flags & TCP_RST)
-			f->state = STATE_CLOSING;
+	if (c->p.proto != IPPROTO_TCP)
+		return;
+	if (c->p.tcp_flags & TCP_RST) {
+		f->fins |= RESET << (c->dir & 1);
+		f->state = STATE_CLOSING;
+	} else if (f->fins & RESET << (c->dir & 1)) {
+		revive(f, c->dir);
+	}
+	if (c->p.tcp_flags & TCP_FIN) {
 		f->fins |= 1 << (c->dir & 1);
-		if (f->fins == 3)
+		if ((f->fins & 3) == 3)
 			f->state = STATE_CLOSING;
 	}
 }
@@ -157,6 +163,14 @@ __noinline int judge_again(struct ctx *c, const struct endpoint *ep, struct flow
 	if (f->opener == EGRESS && !f->service)
 		c->q.translated = 1;
 	judge(ep, &c->q, &c->a);
+	/*
+	 * A Service says where new connections go. This one has its backend, ready or
+	 * not: the look after DNAT knows it, and judges it with each packet.
+	 */
+	if (f->service && c->post_dnat && !permits(c)) {
+		c->a.rule = RULE_DEFERRED | REASON_DEFERRED;
+		c->a.service = 1;
+	}
 	if (!permits(c))
 		return 0;
 	f->rule = c->a.rule;
@@ -185,16 +199,19 @@ __noinline int insert(struct ctx *c, __u32 frag_next)
 	c->fresh.staged = c->a.staged;
 	c->fresh.opener = c->dir;
 	c->fresh.service = c->a.service;
+	c->fresh.self = c->a.rule == (RULE_FORWARDED | REASON_SELF);
 	c->fresh.frag_next = frag_next;
 	if (!bpf_map_update_elem(table, &c->key, &c->fresh, BPF_ANY))
 		return 1;
 	/* Full: make room, at most once in 100 ms, whoever is or is not alive up there. */
 	{
-		__u64 *last = bpf_map_lookup_elem(&collected, &c->slot);
+		/* By direction: who floods the pod must not use up the pod's own turn. */
+		__u32 at = c->slot * 2 + (c->dir & 1);
+		__u64 *last = bpf_map_lookup_elem(&collected, &at);
 
 		if (last && c->now - *last > 100000000ULL) {
 			*last = c->now;
-			if (collect(c->slot, c->now, 1) &&
+			if (collect(c->slot, c->now, c->dir == EGRESS ? 2 : 1) &&
 			    !bpf_map_update_elem(table, &c->key, &c->fresh, BPF_ANY))
 				return 1;
 		}

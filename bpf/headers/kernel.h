@@ -161,6 +161,18 @@ struct bpf_nf_ctx {
 };
 #pragma clang attribute pop
 
+/* include/uapi/linux/bpf.h */
+struct bpf_fib_lookup {
+	__u8 family, l4_protocol;
+	__be16 sport, dport;
+	__u16 tot_len;
+	__u32 ifindex;
+	__be32 flowinfo;
+	__u8 ipv6_src[16], ipv6_dst[16];
+	__u8 output[16];
+};
+enum { BPF_FIB_LKUP_RET_NOT_FWDED = 4, BPF_FIB_LKUP_RET_FWD_DISABLED = 5 };
+
 /* include/uapi/linux/netfilter.h and nf_conntrack_common.h */
 enum { NF_DROP = 0, NF_ACCEPT = 1 };
 enum { NFPROTO_IPV4 = 2 };

@@ -442,6 +442,7 @@ func (g *generator) finish(c talk) talk {
 		if g.oneIn(5) {
 			c[i].frame = g.damage(c[i].frame)
 		}
+		c[i].marked = g.oneIn(2)
 		if g.oneIn(25) {
 			c[i].segments = 1 + g.rng.IntN(4)
 			if f := c[i].frame; g.oneIn(2) && len(f) >= 20 {

@@ -140,7 +140,7 @@ func (m *frameModel) judge(s sent) opinion {
 		if p.Neighbour && ok && fresh && p.Fragment.Place == packet.FragmentWhole && alone(p, s.frame) {
 			return pass("neighbour")
 		}
-		if ok && martian(p.Tuple.Src) {
+		if ok && (martian(p.Tuple.Src) || (m.index(p.Tuple.Src) >= 0 && !s.marked)) {
 			if !governed {
 				return pass("not understood")
 			}

@@ -89,7 +89,8 @@ func TestKernelAgreesOnFrames(t *testing.T) {
 type sent struct {
 	dir      policy.Direction
 	frame    []byte
-	segments int // GSO
+	segments int  // GSO
+	marked   bool // received: it came through some pod's hook
 }
 
 type talk []sent
@@ -97,7 +98,7 @@ type talk []sent
 func (c talk) String() string {
 	var sb strings.Builder
 	for _, s := range c {
-		fmt.Fprintf(&sb, "  %s, %d segments: %s\n", s.dir, s.segments, hex.EncodeToString(s.frame))
+		fmt.Fprintf(&sb, "  %s, %d segments, marked %v: %s\n", s.dir, s.segments, s.marked, hex.EncodeToString(s.frame))
 	}
 	return sb.String()
 }
@@ -205,6 +206,9 @@ func (w *frameWorld) play(pod *framePod, c talk, seen map[string]int) string {
 			continue
 		}
 		ctx := skb{Ifindex: uint32(pod.spec.Ifindex), GSOSegs: uint32(s.segments)}
+		if s.marked {
+			ctx.Mark = datapath.DefaultMark
+		}
 		ret, err := w.r.d.Program(s.dir).Run(&ebpf.RunOptions{Data: s.frame, Context: &ctx})
 		if err != nil {
 			w.t.Fatalf("test run of %d bytes: %v\n%x", len(s.frame), err, s.frame)

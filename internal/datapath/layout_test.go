@@ -42,7 +42,8 @@ func TestReasons(t *testing.T) {
 		bpf.PosternReasonREASON_SELF: flow.ReasonSelf, bpf.PosternReasonREASON_VLAN: flow.ReasonVLAN,
 		bpf.PosternReasonREASON_SOURCE: flow.ReasonSource, bpf.PosternReasonREASON_NO_FLOW: flow.ReasonNoFlow,
 		bpf.PosternReasonREASON_TABLE_FULL: flow.ReasonTableFull, bpf.PosternReasonREASON_NO_RULESET: flow.ReasonNoRuleset,
-		bpf.PosternReasonREASON_RELATED: flow.ReasonRelated, bpf.PosternReasonREASON_MAX: flow.ReasonMax,
+		bpf.PosternReasonREASON_SHARED_ADDRESS: flow.ReasonSharedAddress,
+		bpf.PosternReasonREASON_RELATED:        flow.ReasonRelated, bpf.PosternReasonREASON_MAX: flow.ReasonMax,
 	} {
 		if uint32(c) != uint32(r) {
 			t.Errorf("reason %v is %d here and %d in bpf/types.h", r, uint32(r), uint32(c))

@@ -59,6 +59,7 @@ func TestShapes(t *testing.T) {
 		frame   []byte
 		dir     policy.Direction
 		bridged bool
+		mark    uint32
 		silent  bool        // accepted without an event: neighbour discovery
 		want    flow.Reason // 0: accepted
 	}{
@@ -97,6 +98,7 @@ func TestShapes(t *testing.T) {
 		{name: "received: for the pod", dir: policy.Ingress, bridged: true, frame: packettest.Build(packettest.Eth{Src: other, Dst: mac}, packettest.IPv4{Src: web4, Dst: own4}, udp)},
 		{name: "received: for somebody else", dir: policy.Ingress, bridged: true, frame: packettest.Build(packettest.Eth{Src: other, Dst: mac}, packettest.IPv4{Src: netip.MustParseAddr("10.0.0.2"), Dst: web4}, udp), want: flow.ReasonDestMAC},
 		{name: "received: for somebody else v6", dir: policy.Ingress, bridged: true, frame: packettest.Build(packettest.Eth{Src: other, Dst: mac}, packettest.IPv6{Src: netip.MustParseAddr("fd00::2"), Dst: web6}, udp), want: flow.ReasonDestMAC},
+		{name: "received: from the pod itself", dir: policy.Ingress, mark: datapath.DefaultMark, frame: packettest.Build(packettest.Eth{Src: other, Dst: mac}, packettest.IPv6{Src: own6, Dst: own6}, udp)},
 		{name: "received: for a group", dir: policy.Ingress, bridged: true, frame: packettest.Build(packettest.Eth{Src: other, Dst: packettest.MulticastMAC(nodes)}, packettest.IPv6{Src: netip.MustParseAddr("fd00::2"), Dst: nodes}, udp)},
 	} {
 		// No subtests: the namespaces are this goroutine's.
@@ -113,6 +115,7 @@ func TestShapes(t *testing.T) {
 			}
 			continue
 		}
+		ev.mark = tc.mark
 		ret, e := ev.verdict(spec, tc.dir, tc.frame)
 		if tc.want == 0 && ret != tcxNext {
 			t.Errorf("%s: answer %d by %s, want it accepted", tc.name, ret, flow.Reason(e.Rule))

@@ -141,11 +141,11 @@ func (a *Agent) wait(ctx context.Context, ok func(control.Status) bool) error {
 }
 
 // Write puts a manifest into the directory, by rename, and waits until a newer
-// revision is enforced. name is a file name.
+// revision is enforced. name is a path in the directory.
 func (a *Agent) Write(ctx context.Context, name, content string) error {
 	return a.change(ctx, func() error {
 		path := filepath.Join(a.Manifests, name)
-		tmp := filepath.Join(a.Manifests, "."+name+".tmp")
+		tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
 		if err := os.WriteFile(tmp, []byte(content), 0o600); err != nil {
 			return err
 		}

@@ -145,7 +145,8 @@ type PosternFlow struct {
 	State    uint8
 	Fins     uint8
 	Service  uint8
-	Pad      [6]uint8
+	Self     uint8
+	Pad      [5]uint8
 }
 
 type PosternFlowKey struct {
@@ -162,33 +163,34 @@ type PosternFlowKey struct {
 type PosternReason uint32
 
 const (
-	PosternReasonREASON_NONE        PosternReason = 0
-	PosternReasonREASON_SELF        PosternReason = 1
-	PosternReasonREASON_UNGOVERNED  PosternReason = 2
-	PosternReasonREASON_NO_ENDPOINT PosternReason = 3
-	PosternReasonREASON_ETHERTYPE   PosternReason = 4
-	PosternReasonREASON_VLAN        PosternReason = 5
-	PosternReasonREASON_MALFORMED   PosternReason = 6
-	PosternReasonREASON_IP_OPTIONS  PosternReason = 7
-	PosternReasonREASON_IPV6EXT     PosternReason = 8
-	PosternReasonREASON_SOURCE      PosternReason = 9
-	PosternReasonREASON_SOURCE_MAC  PosternReason = 10
-	PosternReasonREASON_DEST_MAC    PosternReason = 11
-	PosternReasonREASON_ARP         PosternReason = 12
-	PosternReasonREASON_NDP         PosternReason = 13
-	PosternReasonREASON_FRAGMENT    PosternReason = 14
-	PosternReasonREASON_TCP_FLAGS   PosternReason = 15
-	PosternReasonREASON_NO_FLOW     PosternReason = 16
-	PosternReasonREASON_ICMP_ERROR  PosternReason = 17
-	PosternReasonREASON_TABLE_FULL  PosternReason = 18
-	PosternReasonREASON_NO_BACKEND  PosternReason = 19
-	PosternReasonREASON_DEFERRED    PosternReason = 20
-	PosternReasonREASON_NO_RULESET  PosternReason = 21
-	PosternReasonREASON_NDP_ACCEPT  PosternReason = 22
-	PosternReasonREASON_RELATED     PosternReason = 23
-	PosternReasonREASON_MARTIAN     PosternReason = 24
-	PosternReasonREASON_QUARANTINE  PosternReason = 25
-	PosternReasonREASON_MAX         PosternReason = 64
+	PosternReasonREASON_NONE           PosternReason = 0
+	PosternReasonREASON_SELF           PosternReason = 1
+	PosternReasonREASON_UNGOVERNED     PosternReason = 2
+	PosternReasonREASON_NO_ENDPOINT    PosternReason = 3
+	PosternReasonREASON_ETHERTYPE      PosternReason = 4
+	PosternReasonREASON_VLAN           PosternReason = 5
+	PosternReasonREASON_MALFORMED      PosternReason = 6
+	PosternReasonREASON_IP_OPTIONS     PosternReason = 7
+	PosternReasonREASON_IPV6EXT        PosternReason = 8
+	PosternReasonREASON_SOURCE         PosternReason = 9
+	PosternReasonREASON_SOURCE_MAC     PosternReason = 10
+	PosternReasonREASON_DEST_MAC       PosternReason = 11
+	PosternReasonREASON_ARP            PosternReason = 12
+	PosternReasonREASON_NDP            PosternReason = 13
+	PosternReasonREASON_FRAGMENT       PosternReason = 14
+	PosternReasonREASON_TCP_FLAGS      PosternReason = 15
+	PosternReasonREASON_NO_FLOW        PosternReason = 16
+	PosternReasonREASON_ICMP_ERROR     PosternReason = 17
+	PosternReasonREASON_TABLE_FULL     PosternReason = 18
+	PosternReasonREASON_NO_BACKEND     PosternReason = 19
+	PosternReasonREASON_DEFERRED       PosternReason = 20
+	PosternReasonREASON_NO_RULESET     PosternReason = 21
+	PosternReasonREASON_NDP_ACCEPT     PosternReason = 22
+	PosternReasonREASON_RELATED        PosternReason = 23
+	PosternReasonREASON_MARTIAN        PosternReason = 24
+	PosternReasonREASON_QUARANTINE     PosternReason = 25
+	PosternReasonREASON_SHARED_ADDRESS PosternReason = 26
+	PosternReasonREASON_MAX            PosternReason = 64
 )
 
 type PosternSelfKey struct {
