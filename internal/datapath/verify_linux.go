@@ -163,7 +163,7 @@ func (d *Datapath) repairPins() ([]string, error) {
 	pinned := reflect.ValueOf(d.objs.PosternMaps)
 	for i := range pinned.NumField() {
 		name := pinned.Type().Field(i).Tag.Get("ebpf")
-		m, ok := pinned.Field(i).Interface().(*ebpf.Map)
+		m, ok := reflect.TypeAssert[*ebpf.Map](pinned.Field(i))
 		if spec := d.spec.Maps[name]; !ok || spec == nil || spec.Pinning != ebpf.PinByName {
 			continue
 		}

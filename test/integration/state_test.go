@@ -404,4 +404,3 @@ func TestNeighbourOnOtherNode(t *testing.T) {
 		}
 	}
 }
-
