@@ -16,8 +16,11 @@
 //	   be read, changes nothing: the objects of its last good version stay (I6).
 //	   If there is no such version, what to deny is not known, and everything is
 //	   denied until it can be read. Mistakes in rules are closed where they are.
-//	M2 A file that lost its objects without being deleted is taken for half-written,
-//	   and so is one that is written in place and lacks some of them, for a moment.
+//	M2 A file that lost its objects without being deleted is taken for half-written.
+//	   So is one that does not end with a newline, or is written in place and lacks
+//	   some of them: for a moment, which ends after two seconds however often it is
+//	   written anew. One that grows is waited for longer, which is told; at the start
+//	   of a Watcher it is then taken for one that can't be read.
 //	M3 All changes of one rescan become visible together.
 //	M4 The result depends on the files and on M1 only, not on the order in which
 //	   they were found: of two objects of one name the first by path stands, and

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -25,8 +24,8 @@ const maxFileSize = 256 << 20
 // with a newline: it may be half-written.
 const settleTime = time.Second
 
-// maxUnsettled bounds that for a file that is replaced all the time: each version
-// is left alone, but none for long enough to tell.
+// maxUnsettled bounds that for a file that is replaced, or written in place, all the
+// time: each version is left alone, but none for long enough to tell. See patience.
 const maxUnsettled = time.Second
 
 // deletionGrace is how long a file must be gone to count as deleted.
@@ -65,7 +64,7 @@ type Store struct {
 	placed map[kube.ObjectRef]placed
 	closed map[string]bool // files for which everything is denied (M1)
 	// unsettled are the files that were not read since they may be half-written.
-	unsettled map[string]unsettled
+	unsettled map[string]*unsettled
 	bindings  []Binding
 	findings  []kube.Finding // of files and bindings
 	linked    []string       // links to directories, which are not followed
@@ -82,10 +81,16 @@ type file struct {
 	bad     []kube.Finding // why the current version is not the one in force
 }
 
-// unsettled is a file whose end may be missing.
+// unsettled is a file of which a part may be missing.
 type unsettled struct {
 	since time.Time // of the first look
-	born  time.Time // the file of the last look
+	// born, sum and size are of the last look: the file, and what it held.
+	born time.Time
+	sum  [sha256.Size]byte
+	size int
+	// grows says that the last look but one that differed was its beginning.
+	grows bool
+	told  bool // in Findings
 }
 
 // absence is what is known of a file that was not found.
@@ -123,7 +128,7 @@ func NewStore(dir string, opts Options) *Store {
 		dir: dir, root: followed(dir), opts: opts, world: kube.NewWorld(opts.Kube),
 		files: map[string]*file{}, taken: map[string]*parsed{}, claims: map[kube.ObjectRef][]claim{},
 		dups: map[kube.ObjectRef][]kube.Finding{}, placed: map[kube.ObjectRef]placed{}, closed: map[string]bool{},
-		unsettled: map[string]unsettled{},
+		unsettled: map[string]*unsettled{},
 	}
 }
 
@@ -194,16 +199,19 @@ func (s *Store) rescan(touched map[string]bool, settle bool) Result {
 	for path, info := range l.found {
 		f := s.files[path]
 		if f != nil && f.info != nil && !touches(touched, path) && sameVersion(f.info, info) {
+			res.Changed = s.settle(path) || res.Changed
 			continue
 		}
 		changed, retry := s.read(path, info, settle)
 		res.Changed = res.Changed || changed
 		res.again(retry)
 	}
-	maps.DeleteFunc(s.unsettled, func(path string, u unsettled) bool {
-		_, ok := l.found[path] // it may be away for a moment only
-		return !ok && s.opts.Now().Sub(u.since) > 4*maxUnsettled
-	})
+	for path, u := range s.unsettled {
+		// It may be away for a moment only.
+		if _, ok := l.found[path]; !ok && s.opts.Now().Sub(u.since) > 4*maxUnsettled {
+			res.Changed = s.settle(path) || res.Changed
+		}
+	}
 	for _, path := range l.dangling {
 		res.Changed = s.dangles(path) || res.Changed
 	}
@@ -390,50 +398,111 @@ func (s *Store) read(path string, listed fs.FileInfo, settle bool) (changed bool
 	if err != nil {
 		return s.reject(f, listed, kube.ReasonUnreadable, fmt.Sprintf("the file can't be read: %v: let the agent read it, or delete it to remove its objects", err)), 0
 	}
+	sum := sha256.Sum256(data)
+	var need time.Duration
+	if settle {
+		need = s.patience(path, full, data, sum)
+	}
 	if info == nil {
 		if settle {
-			return false, settleTime / 10 // it is being written right now
+			return s.wait(path), settleTime / 10 // it is being written right now
 		}
 		info = listed
 	}
-	quiet := s.opts.Now().Sub(info.ModTime()).Abs()
-	if settle && len(data) > 0 && data[len(data)-1] != '\n' && quiet < settleTime && !s.churns(path, full) {
-		return false, settleTime - quiet
-	}
-	delete(s.unsettled, path)
-	known := s.files[path] != nil
-	sum := sha256.Sum256(data)
-	if known && sum == f.sum {
+	if s.files[path] != nil && sum == f.sum {
 		f.info = info
-		return false, 0
+		return s.settle(path), 0
+	}
+	quiet := s.opts.Now().Sub(info.ModTime()).Abs()
+	if quiet < need && f.mayLack(data) {
+		return s.wait(path), need - quiet
 	}
 	p := parse(path, data)
-	if settle && quiet < deletionGrace && f.good != nil && f.info != nil && os.SameFile(f.info, info) && f.good.loses(&p) {
-		return false, deletionGrace - quiet // written in place, and the rest may follow
+	// Written in place, and the rest may follow.
+	if need = min(need, deletionGrace); quiet < need && f.good != nil && f.info != nil && os.SameFile(f.info, info) && f.good.loses(&p) {
+		return s.wait(path), need - quiet
 	}
+	s.settle(path)
 	s.files[path] = f
 	f.info, f.sum = info, sum
 	f.take(p)
 	return true, 0
 }
 
-// churns reports whether a file has been replaced, not written to, for so long
-// that to wait for it to settle would keep what it said before in force for ever.
-func (s *Store) churns(path, full string) bool {
-	now := s.opts.Now()
-	u, known := s.unsettled[path]
-	if !known {
-		u.since = now
+// mayLack reports whether data may be the beginning only of what a file is to hold.
+func (f *file) mayLack(data []byte) bool {
+	if len(data) == 0 {
+		return f.good == nil // else it keeps what it has, see take
 	}
-	at := born(full)
-	replaced := known && !at.Equal(u.born)
-	if known && !replaced {
-		u.since = now // the same file still
-	}
-	u.born = at
-	s.unsettled[path] = u
-	return replaced && now.Sub(u.since) >= maxUnsettled
+	return data[len(data)-1] != '\n'
 }
+
+// patience notes what a file holds and returns how long it must have been left alone
+// if a part may be missing: less for one that has been replaced, or written anew,
+// for so long that to wait would keep what it said before in force for ever. What
+// grows is not whole.
+func (s *Store) patience(path, full string, data []byte, sum [sha256.Size]byte) time.Duration {
+	now, at := s.opts.Now(), born(full)
+	u := s.unsettled[path]
+	if u == nil {
+		u = &unsettled{since: now, born: at}
+		s.unsettled[path] = u
+	}
+	replaced := !at.Equal(u.born)
+	switch {
+	case replaced || len(data) < u.size || sha256.Sum256(data[:u.size]) != u.sum:
+		u.grows = false
+	case len(data) > u.size && u.size > 0:
+		u.grows = true
+	}
+	u.born, u.sum, u.size = at, sum, len(data)
+	switch waited := now.Sub(u.since); {
+	case waited < maxUnsettled || len(data) == 0 || u.grows:
+		return settleTime
+	case waited < 2*maxUnsettled && !replaced:
+		return deletionGrace
+	}
+	return 0
+}
+
+// wait notes that a file is not taken yet; it reports whether that is to be told from now on.
+func (s *Store) wait(path string) bool {
+	u := s.unsettled[path]
+	if u.told || s.closed[path] || s.opts.Now().Sub(u.since) < 2*maxUnsettled {
+		return false
+	}
+	u.told = true
+	return true
+}
+
+// settle notes that a file is not waited for; it reports whether that it was had been told.
+func (s *Store) settle(path string) bool {
+	u := s.unsettled[path]
+	delete(s.unsettled, path)
+	return u != nil && u.told
+}
+
+// meanwhile says what counts while a file is waited for.
+func (s *Store) meanwhile(path string) string {
+	if s.files[path] == nil {
+		return "it is not in force"
+	}
+	return "its last version that could be read stays in force"
+}
+
+// closeUnsettled takes files that are waited for and were never read for unreadable
+// ones: what they deny is not known (M1).
+func (s *Store) closeUnsettled() {
+	for path := range s.unsettled {
+		if s.files[path] == nil {
+			s.reject(&file{path: path}, nil, kube.ReasonUnreadable, "the file "+isWritten)
+		}
+	}
+	s.place()
+}
+
+// isWritten is what is told of a file that is waited for.
+const isWritten = "is written to without end, and may lack a part: let it rest for a second, or rename whole files to its name"
 
 // readFile reads one file, whatever takes its place meanwhile. The result has no
 // info if the file was written to at the same time.
@@ -493,6 +562,7 @@ func (f *file) take(p parsed) {
 
 // reject notes that a file can't be read at all.
 func (s *Store) reject(f *file, info fs.FileInfo, reason kube.Reason, message string) bool {
+	s.settle(f.path)
 	s.files[f.path] = f
 	f.info, f.sum = info, [sha256.Size]byte{}
 	f.bad = []kube.Finding{{File: f.path, Severity: kube.Error, Reason: reason, Message: message}}
@@ -542,6 +612,14 @@ func (s *Store) Findings() []kube.Finding {
 			f = s.located(f, w)
 		}
 		out = append(out, f)
+	}
+	for path, u := range s.unsettled {
+		if u.told {
+			out = append(out, kube.Finding{
+				File: path, Severity: kube.Error, Reason: kube.ReasonUnreadable,
+				Message: isWritten + "; until then " + s.meanwhile(path),
+			})
+		}
 	}
 	for _, path := range s.linked {
 		out = append(out, kube.Finding{

@@ -1,6 +1,7 @@
 package manifests
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -261,6 +262,111 @@ func TestHalfWritten(t *testing.T) {
 		t.Error("not taken in the end")
 	}
 	w.wantVerdict("192.0.3.1", byRule)
+}
+
+// writeNow writes a file in place, at the time of w's clock.
+func (w *world) writeNow(name, text string) {
+	w.t.Helper()
+	w.write(name, text)
+	if err := os.Chtimes(filepath.Join(w.dir, name), w.now, w.now); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// TestRewrittenInPlace: a file that is written in place again and again, and never
+// left alone for long enough to tell whether it is whole, is taken over all the same.
+func TestRewrittenInPlace(t *testing.T) {
+	deny := func(i int) string {
+		return fmt.Sprintf(`{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "shop", "name": "isolate",
+ "labels": {"n": "%d"}}, "spec": {"podSelector": {}, "policyTypes": ["Egress"]}}`, i)
+	}
+	both := func(i int) string { return fmt.Sprintf("%s---\n%s# %d", isolate, podWeb, i) }
+	less := func(i int) string { return fmt.Sprintf("%s# %d\n", podWeb, i) }
+	for name, c := range map[string]struct {
+		every  time.Duration
+		before string // "": a new file
+		text   func(i int) string
+		want   string
+	}{
+		"new":               {400 * time.Millisecond, "", deny, byIsolation},
+		"new, often":        {150 * time.Millisecond, "", deny, byIsolation},
+		"new, all the time": {20 * time.Millisecond, "", deny, byIsolation},
+		"another version":   {400 * time.Millisecond, podWeb + "---\n" + strings.ReplaceAll(isolate, "192.0.2.0/24", "192.0.3.0/24"), both, byIsolation},
+		"same text":         {400 * time.Millisecond, "", func(int) string { return deny(0) }, byIsolation},
+		"without an object": {100 * time.Millisecond, podWeb + "---\n" + isolate, less, byNobody},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, map[string]string{"web.yaml": podWeb})
+			if c.before != "" {
+				w.remove("web.yaml")
+				w.write("p.json", c.before)
+				w.rescan()
+			}
+			start := w.now
+			for i := 0; w.now.Sub(start) <= 3*time.Second; i++ {
+				w.writeNow("p.json", c.text(i))
+				for next, step := w.now.Add(c.every), 10*time.Millisecond; w.now.Before(next); {
+					w.now = w.now.Add(min(step, next.Sub(w.now)))
+					if res := w.Rescan(nil); res.Retry > 0 {
+						step = res.Retry
+					}
+				}
+			}
+			w.wantVerdict("192.0.3.1", c.want)
+			if fs := w.Findings(); kube.HasErrors(fs) {
+				t.Errorf("got %v", fs)
+			}
+		})
+	}
+}
+
+// TestGrowingFile: a file that grows is not taken before it has been left alone,
+// and if it takes long that is said (I11).
+func TestGrowingFile(t *testing.T) {
+	for _, known := range []bool{false, true} {
+		w := newWorld(t, map[string]string{"web.yaml": podWeb})
+		want := byNobody
+		if known {
+			w.write("p.yaml", strings.ReplaceAll(isolate, "192.0.2.0/24", "192.0.9.0/24"))
+			w.rescan()
+			want = byIsolation
+		}
+		text := isolate + "# " // without its rule it would parse, too
+		for i := range 100 {
+			w.now = w.now.Add(100 * time.Millisecond)
+			text += "x"
+			w.writeNow("p.yaml", text)
+			w.Rescan(nil)
+			w.wantVerdict("192.0.2.1", want)
+			if i == 10 && len(w.Findings()) > 1 {
+				t.Errorf("told too early: %v", w.Findings())
+			}
+		}
+		w.wantFinding("p.yaml: error: is written to without end")
+		w.now = w.now.Add(settleTime)
+		if res := w.Rescan(nil); !res.Changed {
+			t.Error("not taken in the end")
+		}
+		w.wantVerdict("192.0.2.1", byRule)
+		if fs := w.Findings(); kube.HasErrors(fs) {
+			t.Errorf("still told: %v", fs)
+		}
+	}
+}
+
+// TestStalledFile: one that grew and rests for a moment is not whole yet.
+func TestStalledFile(t *testing.T) {
+	w := newWorld(t, map[string]string{"web.yaml": podWeb, "p.yaml": strings.ReplaceAll(isolate, "192.0.2.0/24", "192.0.9.0/24")})
+	text := isolate + "# "
+	for range 10 {
+		text += "x"
+		w.writeNow("p.yaml", text)
+		for range 9 {
+			w.now = w.now.Add(settleTime / 10)
+			w.Rescan(nil)
+		}
+		w.wantVerdict("192.0.2.1", byIsolation)
+	}
 }
 
 func TestDuplicates(t *testing.T) {

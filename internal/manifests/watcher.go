@@ -23,8 +23,8 @@ const (
 	eager = time.Millisecond
 	// DefaultRescan is how often the directory is looked at without an event.
 	DefaultRescan = 5 * time.Second
-	// maxFirst is how often the first reading is put off.
-	maxFirst = 3
+	// maxFirst is how long the first reading is put off.
+	maxFirst = 3 * time.Second
 	// pollRescan takes its place while the system's notifications don't work.
 	pollRescan = time.Second
 )
@@ -122,18 +122,24 @@ func (w *Watcher) rescan(n *notifications) Result {
 // first reads the directory. It waits for files that may be half-written: what
 // they deny must not be missing from the start.
 func (w *Watcher) first(ctx context.Context, n *notifications) (Result, error) {
-	for tries := 0; ; tries++ {
+	end := w.Store.opts.Now().Add(maxFirst)
+	for {
 		res := w.rescan(n)
 		if res.Err != nil {
 			return res, fmt.Errorf("read manifests: %w", res.Err)
 		}
-		if res.Retry == 0 || tries == maxFirst {
+		if res.Retry == 0 {
+			return res, nil
+		}
+		rest := end.Sub(w.Store.opts.Now())
+		if rest <= 0 {
+			w.Store.closeUnsettled()
 			return res, nil
 		}
 		select {
 		case <-ctx.Done():
 			return res, nil
-		case <-time.After(res.Retry):
+		case <-time.After(min(res.Retry, rest)):
 		}
 	}
 }

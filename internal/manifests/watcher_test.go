@@ -284,3 +284,95 @@ func TestWatcherChurn(t *testing.T) {
 		})
 	}
 }
+
+// rewrite writes a file in place, every so often, until the test ends.
+func rewrite(t *testing.T, path string, every time.Duration, text func(i int) string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	write(t, path, text(0))
+	go func() {
+		for i := 1; ; i++ {
+			select {
+			case <-ctx.Done():
+				done <- nil
+				return
+			case <-time.After(every):
+			}
+			if err := os.WriteFile(path, []byte(text(i)), 0o600); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestWatcherRewritten: a file that is written in place all the time, and does not
+// end with a newline, is enforced, in a running Watcher and from the start of
+// another one.
+func TestWatcherRewritten(t *testing.T) {
+	for name, c := range map[string]struct {
+		every time.Duration
+		text  func(i int) string
+	}{
+		"now and then": {400 * time.Millisecond, func(int) string { return strings.TrimSuffix(isolate, "\n") }},
+		"often":        {50 * time.Millisecond, func(i int) string { return fmt.Sprintf("%s# %d", isolate, i) }},
+		"all the time": {time.Millisecond, func(i int) string { return fmt.Sprintf("%s# %d", isolate, i) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			write(t, filepath.Join(dir, "web.yaml"), podWeb)
+			running := start(t, dir)
+			wantNext(t, running, byNobody)
+			rewrite(t, filepath.Join(dir, "p.yaml"), c.every, c.text)
+			wantNext(t, running, byIsolation)
+			select {
+			case got := <-start(t, dir):
+				if got != byIsolation {
+					t.Errorf("from the start: got %s, want %s", got, byIsolation)
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("no first reading")
+			}
+		})
+	}
+}
+
+// TestWatcherGrown: a file that grows from the start on is closed, and opened when
+// it is whole.
+func TestWatcherGrown(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "web.yaml"), podWeb)
+	f, err := os.Create(filepath.Join(dir, "p.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString(isolate + "# "); err != nil {
+		t.Fatal(err)
+	}
+	verdicts := start(t, dir)
+	for closed := false; !closed; {
+		if _, err := f.WriteString("x"); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case got := <-verdicts:
+			if want := `dropped by (invalid) p.yaml egress[0] "not understood"`; got != want {
+				t.Fatalf("first: got %s, want %s", got, want)
+			}
+			closed = true
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantNext(t, verdicts, byIsolation)
+}
