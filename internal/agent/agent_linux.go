@@ -119,7 +119,9 @@ func Run(ctx context.Context, cfg Config) error {
 	if a.dp, err = datapath.Open(cfg.Datapath, a.names.ruleID); err != nil {
 		return errors.Join(err, a.names.close())
 	}
-	err = a.run(ctx)
+	if err = a.names.outlive(cfg.Datapath.PinDir, len(a.dp.Endpoints()) > 0); err == nil {
+		err = a.run(ctx)
+	}
 	return errors.Join(err, a.dp.Close(), a.names.close())
 }
 
@@ -302,7 +304,7 @@ func (a *Agent) apply(changes policy.Changes) {
 	for _, id := range delta.RulesetsRemoved {
 		delete(a.content, id)
 	}
-	a.note("names", "warning", "state", a.names.err)
+	a.saveNames()
 }
 
 // note keeps err as a problem, or clears it.
@@ -386,7 +388,13 @@ func (a *Agent) reconcile() {
 		}
 		a.note(about, "error", "interface", a.dp.Quarantine(ifindex))
 	}
-	a.note("names", "warning", "state", a.names.err)
+	a.saveNames()
+}
+
+// saveNames writes names that there was no room for before, and notes if there still is none.
+func (a *Agent) saveNames() {
+	a.names.flush()
+	a.note("names", "warning", "state", errors.Join(a.names.err, a.names.keep()))
 }
 
 // seed keeps connections from before their pods were armed.
@@ -478,8 +486,10 @@ func (a *Agent) arm(ep *podEndpoint, pod *policy.Pod, spec datapath.EndpointSpec
 		ep.fail("no ruleset was compiled; see problems")
 		return
 	}
-	// A new pod behind an old interface inherits nothing (I3).
-	if old, ok := a.names.pods[a.dp.Generation(spec.Ifindex)]; ok && (old != podName{key.Namespace, key.Name, pod.UID}) {
+	// A new pod behind an old interface inherits nothing (I3), and so does one behind an
+	// interface whose pod is not known: an agent ended that could not save its name.
+	name := podName{key.Namespace, key.Name, pod.UID}
+	if gen := a.dp.Generation(spec.Ifindex); gen != 0 && a.names.pods[gen] != name {
 		if err := a.dp.Renew(spec.Ifindex); err != nil {
 			ep.fail(err.Error())
 			return
@@ -489,11 +499,14 @@ func (a *Agent) arm(ep *podEndpoint, pod *policy.Pod, spec datapath.EndpointSpec
 	if ep.state == stateEnforced && extra == "" && a.dp.Verified(spec, a.binding(key)) {
 		return // the audit looks at it once in a while
 	}
-	if err := a.dp.Arm(spec, a.binding(key)); err != nil {
+	err := a.dp.Arm(spec, a.binding(key))
+	if gen := a.dp.Generation(spec.Ifindex); gen != 0 {
+		a.names.setPod(gen, name) // if it was armed in part only, too: the next try goes on with it
+	}
+	if err != nil {
 		ep.fail(err.Error())
 		return
 	}
-	a.names.setPod(a.dp.Generation(spec.Ifindex), podName{key.Namespace, key.Name, pod.UID})
 	if err := a.dp.Verify(spec.Ifindex); err != nil {
 		ep.fail(err.Error())
 		return
@@ -511,6 +524,7 @@ func (a *Agent) audit() {
 	if next := a.compiler.NextExpiry(); !next.IsZero() && !a.cfg.Now().Before(next) {
 		a.apply(policy.Changes{Time: a.cfg.Now()})
 	}
+	a.saveNames()
 	mended, err := a.dp.Audit()
 	a.note("audit", "error", "datapath", err)
 	for _, m := range mended {

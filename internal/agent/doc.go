@@ -17,6 +17,9 @@
 //	A2 An interface that lost its pod is quarantined until it is gone.
 //	A3 A pod is reported enforced only after its interface was read back.
 //	A4 The process may die at any instruction: what is pinned goes on.
+//	A5 A number that the kernel keeps, of a rule or an incarnation, means one thing as
+//	   long as it is there, whether the state directory could be written or not. What
+//	   a number means may be forgotten: an incarnation of nobody known is renewed (I3).
 //
 // Layer 4.
 package agent

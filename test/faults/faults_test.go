@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,8 +28,10 @@ import (
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
+	"github.com/postern-dev/postern/internal/control"
 	"github.com/postern-dev/postern/internal/lab"
 	"github.com/postern-dev/postern/internal/packet/packettest"
+	"github.com/postern-dev/postern/internal/testenv"
 	"github.com/postern-dev/postern/test/harness"
 )
 
@@ -451,6 +454,131 @@ func TestManifestsHalfWritten(t *testing.T) {
 		time.Sleep(60 * time.Millisecond)
 	}
 	l.stop(false)
+}
+
+// TestManifestsRewritten writes policies in place, without a newline at their end,
+// faster than they can settle, while the agent runs and while it starts: what they
+// deny stays denied, and a new one is enforced.
+func TestManifestsRewritten(t *testing.T) {
+	w := newWorld(t, "ww-rewrite")
+	l := startLoad(t, w)
+	stop := make(chan struct{})
+	done := make(chan error, 1)
+	go func() {
+		for {
+			for name, text := range map[string]string{"policy.yaml": policy, "runner.yaml": strings.ReplaceAll(policy, "shop", "ci")} {
+				if err := os.WriteFile(filepath.Join(w.Agent.Manifests, name), []byte(strings.TrimSpace(text)), 0o600); err != nil {
+					done <- err
+					return
+				}
+			}
+			select {
+			case <-stop:
+				done <- nil
+				return
+			case <-time.After(400 * time.Millisecond):
+			}
+		}
+	}()
+	time.Sleep(3 * time.Second)
+	w.Denied(w.Pod("ci/runner"), "tcp", evil)
+	if err := w.Agent.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	restart(t, w)
+	w.Denied(w.Pod("ci/runner"), "tcp", evil)
+	time.Sleep(time.Second)
+	close(stop)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	l.stop(false)
+}
+
+// TestStateFull restarts the agent when it could not save who its pods are: a Pod
+// object that then names the interface inherits no connection (I3), and one whose
+// name was saved keeps its own.
+func TestStateFull(t *testing.T) {
+	for _, tc := range []struct {
+		name          string
+		full, renamed bool
+		lives         bool // a connection that policy allows goes on
+	}{
+		{"full", true, true, false}, {"room", false, true, false}, {"same", false, false, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			testenv.RequireRoot(t)
+			state := t.TempDir()
+			if err := unix.Mount("tmpfs", state, "tmpfs", 0, "size=64k"); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := unix.Unmount(state, unix.MNT_DETACH); err != nil {
+					t.Error(err)
+				}
+			})
+			fill := filepath.Join(state, "fill")
+			if tc.full {
+				if err := os.WriteFile(fill, make([]byte, 1<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+					t.Fatalf("fill: %v", err)
+				}
+			}
+			w := harness.New(t, lab.DefaultSpec("ww-state"), "--state-dir", state)
+			w.Write("policy.yaml", policy)
+			s, err := w.Agent.Client.Status(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			said := slices.ContainsFunc(s.Problems, func(p control.Problem) bool { return strings.Contains(p.Message, "no space left") })
+			if said != tc.full {
+				t.Errorf("problems: %+v", s.Problems)
+			}
+			c, err := w.Pod("shop/frontend").Dial(t.Context(), "tcp", web.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = c.Close() }()
+			lives := func() bool {
+				if err := c.SetDeadline(time.Now().Add(700 * time.Millisecond)); err != nil {
+					t.Fatal(err)
+				}
+				_, werr := c.Write([]byte("hello\n"))
+				_, rerr := c.Read(make([]byte, 100))
+				return werr == nil && rerr == nil
+			}
+			if !lives() {
+				t.Fatal("the connection does not work")
+			}
+			if err := w.Agent.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			if tc.full {
+				if err := os.Remove(fill); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tc.renamed {
+				path := filepath.Join(w.Agent.Manifests, "lab", "lab-pod_shop_frontend.yaml")
+				text, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				next := bytes.ReplaceAll(text, []byte("  name: frontend\n"), []byte("  name: another\n"))
+				if bytes.Equal(next, text) {
+					t.Fatalf("no pod to rename in\n%s", text)
+				}
+				if err := os.WriteFile(path, next, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			restart(t, w)
+			if got := lives(); got != tc.lives {
+				t.Errorf("after the restart the connection goes on: %t, want %t", got, tc.lives)
+			}
+			w.Allowed(w.Pod("shop/frontend"), "tcp", web)
+			w.Denied(w.Pod("shop/frontend"), "tcp", evil)
+		})
+	}
 }
 
 // TestMapsFull fills what the kernel's programs write besides flows, with the agent
