@@ -50,6 +50,7 @@ func resolve(b manifests.Binding) (spec datapath.EndpointSpec, side podSide, err
 		return spec, side, fmt.Errorf("interface %s: %w", name, err)
 	}
 	attrs := link.Attrs()
+	name = attrs.Name // it may be known by others, which nothing can be hooked to
 	if link.Type() != "veth" {
 		return spec, side, fmt.Errorf("interface %s is a %s; only the host side of a veth can be enforced: %w", name, link.Type(), errNotCovered)
 	}

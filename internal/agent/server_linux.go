@@ -51,9 +51,8 @@ func listen(path, stateDir string) (net.Listener, error) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("control socket: %w", err)
 		}
-		if err := os.WriteFile(filepath.Join(stateDir, socketDirFile), []byte(dir), 0o600); err != nil {
-			return nil, fmt.Errorf("state: %w", err)
-		}
+		// A full disk costs no more than an empty directory that outlives an uninstall.
+		_ = os.WriteFile(filepath.Join(stateDir, socketDirFile), []byte(dir), 0o600)
 	}
 	if err := alone(path); err != nil {
 		return nil, err

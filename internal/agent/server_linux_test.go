@@ -70,6 +70,18 @@ func TestSocketDirectory(t *testing.T) {
 	}
 }
 
+// TestSocketWithoutState: an agent that can't note whose the directory is starts all the same.
+func TestSocketWithoutState(t *testing.T) {
+	dir := t.TempDir()
+	l, err := listen(filepath.Join(dir, "run", "agent.sock"), filepath.Join(dir, "none"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestSecondAgent: it says who is there, and touches nothing.
 func TestSecondAgent(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "agent.sock")

@@ -3,8 +3,11 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -135,4 +138,70 @@ func TestRenamedInterface(t *testing.T) {
 		t.Fatal(err)
 	}
 	endpoint(t, w, "shop/frontend", "enforced", "")
+}
+
+// TestAltname: an interface may be named by another name of its; it is the device that
+// is enforced, catch-all and all.
+func TestAltname(t *testing.T) {
+	w := harness.New(t, lab.DefaultSpec("ww-altname"))
+	front := w.Pod("shop/frontend")
+	w.Write("deny.yaml", denyAll)
+	h, err := w.Lab.Nodes()[0].Netlink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	l, err := h.LinkByName(front.HostInterface)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.LinkAddAltName(l, "by-altname"); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(w.Agent.Manifests, "lab", "lab-pod_shop_frontend.yaml")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := strings.Replace(string(text), "postern.dev/interface: "+front.HostInterface, "postern.dev/interface: by-altname", 1)
+	if next == string(text) {
+		t.Fatalf("no interface to rename in\n%s", text)
+	}
+	if err := w.Agent.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Agent.Uninstall(); err != nil { // what it armed by another name is hooked
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(next), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Agent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := w.Agent.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	endpoint(t, w, "shop/frontend", "enforced", "")
+	time.Sleep(1200 * time.Millisecond) // an audit finds nothing to mend
+	if log := w.Agent.Log(); strings.Contains(log, "catch-all put back") {
+		t.Errorf("there was no catch-all:\n%s", log)
+	}
+	// With the programs gone the catch-all is what is left.
+	w.Write("again.yaml", strings.ReplaceAll(denyAll, "name: deny", "name: again"))
+	if err := w.Agent.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	bpffs, err := w.Lab.BPFFS(w.Agent.Node.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(bpffs, "postern", "links")); err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []netip.Addr{lab.EvilV4, lab.EvilV6} {
+		w.Denied(front, "tcp", netip.AddrPortFrom(to, lab.EchoPort))
+	}
 }
