@@ -232,7 +232,7 @@ func (w *World) lookAtPods() []Finding {
 			if other, taken := owner[a]; taken {
 				out = append(out, Finding{
 					Object: ref, Path: field.NewPath("status", "podIPs").Index(i).Child("ip").String(), Severity: Warning, Reason: ReasonDuplicateAddress,
-					Message: fmt.Sprintf("%s is also the address of pod %s: rules for either apply to both", a, other),
+					Message: fmt.Sprintf("%s is also the address of pod %s: a rule that names either as a peer matches both; policies that select one of them apply at that one's interface only", a, other),
 				})
 			} else {
 				owner[a] = key
