@@ -159,8 +159,8 @@ type ClusterEgressPolicyRule struct {
 	Protocols []Protocol `json:"protocols,omitempty"`
 
 	// ExpiresAt ends an Accept: from this moment on it matches nothing, and
-	// connections that it admitted are judged anew. A Deny or a Pass stays.
-	// Default: never.
+	// connections that it admitted are judged anew. While no agent runs on a
+	// node that waits until one starts. A Deny or a Pass stays. Default: never.
 	//
 	// +optional
 	ExpiresAt *metav1.Time `json:"expiresAt,omitempty"`

@@ -99,7 +99,8 @@ type EgressPolicyRule struct {
 	Protocols []Protocol `json:"protocols,omitempty"`
 
 	// ExpiresAt ends the rule: from this moment on it accepts nothing, and
-	// connections that it admitted are cut. Default: never.
+	// connections that it admitted are cut. While no agent runs on a node that
+	// waits until one starts. Default: never.
 	//
 	// +optional
 	ExpiresAt *metav1.Time `json:"expiresAt,omitempty"`
