@@ -20,14 +20,6 @@ import (
 // maxFileSize bounds a file, in bytes; 1,000,000 networks take about 20 MB.
 const maxFileSize = 256 << 20
 
-// settleTime is how long a file must have been left alone that does not end
-// with a newline: it may be half-written.
-const settleTime = time.Second
-
-// maxUnsettled bounds that for a file that is replaced, or written in place, all the
-// time: each version is left alone, but none for long enough to tell. See patience.
-const maxUnsettled = time.Second
-
 // deletionGrace is how long a file must be gone to count as deleted.
 const deletionGrace = 200 * time.Millisecond
 
@@ -79,18 +71,6 @@ type file struct {
 	good    *parsed        // the last version that could be read as a whole
 	partly  *parsed        // the current version, while there is no good one
 	bad     []kube.Finding // why the current version is not the one in force
-}
-
-// unsettled is a file of which a part may be missing.
-type unsettled struct {
-	since time.Time // of the first look
-	// born, sum and size are of the last look: the file, and what it held.
-	born time.Time
-	sum  [sha256.Size]byte
-	size int
-	// grows says that the last look but one that differed was its beginning.
-	grows bool
-	told  bool // in Findings
 }
 
 // absence is what is known of a file that was not found.
@@ -389,14 +369,14 @@ func (s *Store) read(path string, listed fs.FileInfo, settle bool) (changed bool
 	}
 	full := filepath.Join(s.root, filepath.FromSlash(path))
 	if listed.Size() > maxFileSize {
-		return s.reject(f, listed, kube.ReasonUnreadable, fmt.Sprintf("the file is larger than %d MiB: split it", maxFileSize>>20)), 0
+		return s.reject(f, listed, fmt.Sprintf("the file is larger than %d MiB: split it", maxFileSize>>20)), 0
 	}
 	data, info, err := readFile(full)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, settleTime / 10 // gone since it was listed
 	}
 	if err != nil {
-		return s.reject(f, listed, kube.ReasonUnreadable, fmt.Sprintf("the file can't be read: %v: let the agent read it, or delete it to remove its objects", err)), 0
+		return s.reject(f, listed, fmt.Sprintf("the file can't be read: %v: let the agent read it, or delete it to remove its objects", err)), 0
 	}
 	sum := sha256.Sum256(data)
 	var need time.Duration
@@ -428,81 +408,6 @@ func (s *Store) read(path string, listed fs.FileInfo, settle bool) (changed bool
 	f.take(p)
 	return true, 0
 }
-
-// mayLack reports whether data may be the beginning only of what a file is to hold.
-func (f *file) mayLack(data []byte) bool {
-	if len(data) == 0 {
-		return f.good == nil // else it keeps what it has, see take
-	}
-	return data[len(data)-1] != '\n'
-}
-
-// patience notes what a file holds and returns how long it must have been left alone
-// if a part may be missing: less for one that has been replaced, or written anew,
-// for so long that to wait would keep what it said before in force for ever. What
-// grows is not whole.
-func (s *Store) patience(path, full string, data []byte, sum [sha256.Size]byte) time.Duration {
-	now, at := s.opts.Now(), born(full)
-	u := s.unsettled[path]
-	if u == nil {
-		u = &unsettled{since: now, born: at}
-		s.unsettled[path] = u
-	}
-	replaced := !at.Equal(u.born)
-	switch {
-	case replaced || len(data) < u.size || sha256.Sum256(data[:u.size]) != u.sum:
-		u.grows = false
-	case len(data) > u.size && u.size > 0:
-		u.grows = true
-	}
-	u.born, u.sum, u.size = at, sum, len(data)
-	switch waited := now.Sub(u.since); {
-	case waited < maxUnsettled || len(data) == 0 || u.grows:
-		return settleTime
-	case waited < 2*maxUnsettled && !replaced:
-		return deletionGrace
-	}
-	return 0
-}
-
-// wait notes that a file is not taken yet; it reports whether that is to be told from now on.
-func (s *Store) wait(path string) bool {
-	u := s.unsettled[path]
-	if u.told || s.closed[path] || s.opts.Now().Sub(u.since) < 2*maxUnsettled {
-		return false
-	}
-	u.told = true
-	return true
-}
-
-// settle notes that a file is not waited for; it reports whether that it was had been told.
-func (s *Store) settle(path string) bool {
-	u := s.unsettled[path]
-	delete(s.unsettled, path)
-	return u != nil && u.told
-}
-
-// meanwhile says what counts while a file is waited for.
-func (s *Store) meanwhile(path string) string {
-	if s.files[path] == nil {
-		return "it is not in force"
-	}
-	return "its last version that could be read stays in force"
-}
-
-// closeUnsettled takes files that are waited for and were never read for unreadable
-// ones: what they deny is not known (M1).
-func (s *Store) closeUnsettled() {
-	for path := range s.unsettled {
-		if s.files[path] == nil {
-			s.reject(&file{path: path}, nil, kube.ReasonUnreadable, "the file "+isWritten)
-		}
-	}
-	s.place()
-}
-
-// isWritten is what is told of a file that is waited for.
-const isWritten = "is written to without end, and may lack a part: let it rest for a second, or rename whole files to its name"
 
 // readFile reads one file, whatever takes its place meanwhile. The result has no
 // info if the file was written to at the same time.
@@ -561,11 +466,11 @@ func (f *file) take(p parsed) {
 }
 
 // reject notes that a file can't be read at all.
-func (s *Store) reject(f *file, info fs.FileInfo, reason kube.Reason, message string) bool {
+func (s *Store) reject(f *file, info fs.FileInfo, message string) bool {
 	s.settle(f.path)
 	s.files[f.path] = f
 	f.info, f.sum = info, [sha256.Size]byte{}
-	f.bad = []kube.Finding{{File: f.path, Severity: kube.Error, Reason: reason, Message: message}}
+	f.bad = []kube.Finding{{File: f.path, Severity: kube.Error, Reason: kube.ReasonUnreadable, Message: message}}
 	return true
 }
 
@@ -578,7 +483,7 @@ func (s *Store) dangles(path string) bool {
 	case f.info == nil:
 		return false // as before
 	}
-	return s.reject(f, nil, kube.ReasonUnreadable, "the file is a link to nothing: correct it, or remove it to delete its objects")
+	return s.reject(f, nil, "the file is a link to nothing: correct it, or remove it to delete its objects")
 }
 
 // Flush returns what changed since the last Flush, see kube.World.Flush.
@@ -613,14 +518,7 @@ func (s *Store) Findings() []kube.Finding {
 		}
 		out = append(out, f)
 	}
-	for path, u := range s.unsettled {
-		if u.told {
-			out = append(out, kube.Finding{
-				File: path, Severity: kube.Error, Reason: kube.ReasonUnreadable,
-				Message: isWritten + "; until then " + s.meanwhile(path),
-			})
-		}
-	}
+	out = append(out, s.waitedFor()...)
 	for _, path := range s.linked {
 		out = append(out, kube.Finding{
 			File: path, Severity: kube.Warning, Reason: kube.ReasonUnreadable,

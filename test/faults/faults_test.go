@@ -460,7 +460,7 @@ func TestManifestsHalfWritten(t *testing.T) {
 // faster than they can settle, while the agent runs and while it starts: what they
 // deny stays denied, and a new one is enforced.
 func TestManifestsRewritten(t *testing.T) {
-	w := newWorld(t, "ww-rewrite")
+	w := newWorld(t, "ft-rewrite")
 	l := startLoad(t, w)
 	stop := make(chan struct{})
 	done := make(chan error, 1)
@@ -523,7 +523,7 @@ func TestStateFull(t *testing.T) {
 					t.Fatalf("fill: %v", err)
 				}
 			}
-			w := harness.New(t, lab.DefaultSpec("ww-state"), "--state-dir", state)
+			w := harness.New(t, lab.DefaultSpec("ft-state"), "--state-dir", state)
 			w.Write("policy.yaml", policy)
 			s, err := w.Agent.Client.Status(t.Context())
 			if err != nil {

@@ -143,7 +143,7 @@ func TestRenamedInterface(t *testing.T) {
 // TestAltname: an interface may be named by another name of its; it is the device that
 // is enforced, catch-all and all.
 func TestAltname(t *testing.T) {
-	w := harness.New(t, lab.DefaultSpec("ww-altname"))
+	w := harness.New(t, lab.DefaultSpec("it-altname"))
 	front := w.Pod("shop/frontend")
 	w.Write("deny.yaml", denyAll)
 	h, err := w.Lab.Nodes()[0].Netlink()
