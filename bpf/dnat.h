@@ -187,12 +187,16 @@ static __always_inline int read_backend(struct question *q, const struct nf_conn
 	return 0;
 }
 
-/* Remove the pod's flow that the connection's first packet, before DNAT, belongs to. */
-static __noinline int forget_flow(const struct translated *t, const struct nf_conntrack_tuple *orig)
+/*
+ * Note in the pod's own flow, which has the addresses before DNAT, where its
+ * packets go; or, refused, remove it: what comes back is no answer any more.
+ */
+static __noinline int note_backend(const struct translated *t, const struct nf_conntrack_tuple *orig, __u32 refused)
 {
 	struct flow_key k = {};
 	__u16 l3num = 0;
 	__be16 port = 0;
+	struct flow *f;
 	void *table;
 
 	if (!t || bpf_core_read(&l3num, sizeof(l3num), &orig->src.l3num) ||
@@ -206,8 +210,15 @@ static __noinline int forget_flow(const struct translated *t, const struct nf_co
 	k.proto = t->q.proto;
 	k.local = own_index(t->ep, &t->src);
 	table = bpf_map_lookup_elem(&flows, &t->slot);
-	if (table)
-		bpf_map_delete_elem(table, &k);
+	if (!table)
+		return 0;
+	if (refused)
+		return bpf_map_delete_elem(table, &k);
+	f = bpf_map_lookup_elem(table, &k);
+	if (f && f->service && !f->backend_port) {
+		f->backend = t->q.remote;
+		f->backend_port = t->q.port;
+	}
 	return 0;
 }
 
@@ -279,8 +290,11 @@ SEC("netfilter") int look_after_dnat(struct bpf_nf_ctx *nf)
 	if (f && f->opener == INGRESS && !(status & IPS_DST_NAT))
 		return NF_ACCEPT;
 	judge(t.ep, &t.q, &t.a);
-	if (t.a.rule & RULE_FORWARDED)
+	if (t.a.rule & RULE_FORWARDED) {
+		if (status & IPS_DST_NAT)
+			note_backend(&t, &ct->tuplehash[0].tuple, 0);
 		return NF_ACCEPT;
+	}
 	t.len = nf->skb->len;
 	if (h.frag == FRAG_FIRST) {
 		void *table = bpf_map_lookup_elem(&flows, &t.slot);
@@ -295,9 +309,8 @@ SEC("netfilter") int look_after_dnat(struct bpf_nf_ctx *nf)
 		if (table)
 			bpf_map_delete_elem(table, &k);
 	}
-	/* What comes back is no answer any more. */
 	if (status & IPS_DST_NAT)
-		forget_flow(&t, &ct->tuplehash[0].tuple);
+		note_backend(&t, &ct->tuplehash[0].tuple, 1);
 	return refuse(&t, cfg);
 }
 

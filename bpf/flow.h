@@ -166,6 +166,7 @@ static long collect_one(void *map, struct flow_key *k, struct flow *f, struct co
 	if (!expired(ctx->cfg, k, f, ctx->now) &&
 	    !(ctx->pressed && f->state == STATE_CLOSING && idle > CLOSED_ENOUGH_NS) &&
 	    !(ctx->pressed && f->state == STATE_OPENING && f->opener == INGRESS &&
+	      k->kind != KIND_FRAG_EGRESS && k->kind != KIND_FRAG_INGRESS &&
 	      (ctx->pressed == 2 || idle > UNANSWERED_NS)))
 		return 0;
 	__builtin_memcpy(&key, k, sizeof(key));

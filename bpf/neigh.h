@@ -152,7 +152,8 @@ static __always_inline bool stays_here(struct __sk_buff *skb, const struct endpo
 	__builtin_memcpy(fib.ipv6_src, src, 16);
 	__builtin_memcpy(fib.ipv6_dst, dst, 16);
 	ret = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
-	return ret == BPF_FIB_LKUP_RET_NOT_FWDED || ret == BPF_FIB_LKUP_RET_FWD_DISABLED;
+	/* Not BPF_FIB_LKUP_RET_FWD_DISABLED: that is of the interface, and all.forwarding decides. */
+	return ret == BPF_FIB_LKUP_RET_NOT_FWDED;
 }
 
 /*

@@ -135,7 +135,7 @@ static __always_inline bool established(struct __sk_buff *skb, const struct sett
 	answer = dir != f->opener;
 	f->packets[answer] += skb->gso_segs ?: 1;
 	f->bytes[answer] += len;
-	if (answer && f->state == STATE_OPENING)
+	if (f->state == STATE_OPENING && (answer || f->packets[1]))
 		f->state = STATE_OPEN;
 	if (f->fins & RESET << dir)
 		revive(f, dir);

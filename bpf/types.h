@@ -132,7 +132,10 @@ struct flow {
 	__u8 fins;		    /* bit per direction: FIN seen; from RESET on: last a reset */
 	__u8 service;		    /* 1: judged by a Service's backends: somebody must translate it */
 	__u8 self;		    /* 1: the other end is the pod's own address */
-	__u8 pad[5];
+	__u8 pad;
+	__u16 backend_port;	    /* of a Service's flow: where DNAT leads it; 0: not seen yet */
+	__u8 pad2[2];
+	struct addr backend;
 };
 
 /*

@@ -133,7 +133,10 @@ static __always_inline void touch(struct ctx *c, struct flow *f)
 	f->last_seen = c->now;
 	f->packets[answer & 1] += c->segs;
 	f->bytes[answer & 1] += c->len;
-	if (answer && f->state == STATE_OPENING)
+	/* A SYN and its answer are no connection yet: anybody can forge the one. */
+	if (f->state == STATE_OPENING &&
+	    (c->p.proto == IPPROTO_TCP ? !(c->p.tcp_flags & (TCP_SYN | TCP_RST)) && (answer || f->packets[1]) :
+					 answer))
 		f->state = STATE_OPEN;
 	if (c->p.proto != IPPROTO_TCP)
 		return;
@@ -165,10 +168,13 @@ __noinline int judge_again(struct ctx *c, const struct endpoint *ep, struct flow
 	judge(ep, &c->q, &c->a);
 	/*
 	 * A Service says where new connections go. This one has its backend, ready or
-	 * not: the look after DNAT knows it, and judges it with each packet.
+	 * not, and that is what is judged, as long as the address is the Service's.
 	 */
-	if (f->service && c->post_dnat && !permits(c)) {
-		c->a.rule = RULE_DEFERRED | REASON_DEFERRED;
+	if (c->a.service && f->backend_port) {
+		c->q.remote = f->backend;
+		c->q.port = f->backend_port;
+		c->q.translated = 1;
+		judge(ep, &c->q, &c->a);
 		c->a.service = 1;
 	}
 	if (!permits(c))

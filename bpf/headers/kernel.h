@@ -171,7 +171,7 @@ struct bpf_fib_lookup {
 	__u8 ipv6_src[16], ipv6_dst[16];
 	__u8 output[16];
 };
-enum { BPF_FIB_LKUP_RET_NOT_FWDED = 4, BPF_FIB_LKUP_RET_FWD_DISABLED = 5 };
+enum { BPF_FIB_LKUP_RET_NOT_FWDED = 4 };
 
 /* include/uapi/linux/netfilter.h and nf_conntrack_common.h */
 enum { NF_DROP = 0, NF_ACCEPT = 1 };

@@ -261,16 +261,16 @@ func (d *Datapath) commit(ch *mapstate.Changes, services bool) error {
 		ep := d.endpoints[ifindex]
 		ep.adopted = ep.adopted && !ep.rebound
 		errs = append(errs, d.writeEndpoint(ep, services))
+		// What its entry names must stay as it is until it is written.
+		d.behind = d.behind || (!ep.adopted && uint32(ep.entry.World) != d.world.index)
 	}
 	d.revision++
 	errs = append(errs, d.config.store(0, settingsRevision, d.revision), grace())
-	if err := errors.Join(errs...); err != nil {
-		d.behind = true
-		return err
+	if !d.behind && errors.Join(errs...) == nil {
+		d.state.Freed()
 	}
-	d.state.Freed()
 	if old != nil {
-		errs = append(errs, old.close())
+		errs = append(errs, old.close()) // endpoints that still name it keep it
 	}
 	return errors.Join(append(errs, d.dropWorlds())...)
 }

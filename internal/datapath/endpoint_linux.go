@@ -320,6 +320,9 @@ func (d *Datapath) writeEndpoint(ep *endpoint, services bool) error {
 		// What the rulesets' numbers mean is not in the kernel yet.
 		e.Ruleset, e.World = ep.entry.Ruleset, ep.entry.World
 		e.Flags |= ep.entry.Flags & (flagGovernedEgress | flagGovernedIngress)
+		if e.Ruleset[0] == [2]uint32{} {
+			e.Flags |= flagDenyAll // nothing was ever in force
+		}
 	case d.behind:
 		e.Flags |= flagDenyAll
 	case d.world != nil:
@@ -330,13 +333,13 @@ func (d *Datapath) writeEndpoint(ep *endpoint, services bool) error {
 	for i, a := range ep.spec.Addrs {
 		e.Addrs[i].B = a.As16()
 	}
+	// Missing, they deny: no ground to leave the entry as it was.
+	var selfErr error
 	if services {
-		if err := d.writeSelfBackends(ep); err != nil {
-			return err
-		}
+		selfErr = d.writeSelfBackends(ep)
 	}
 	if ep.written && e == ep.entry {
-		return nil
+		return selfErr
 	}
 	ep.verified = false
 	if err := d.writeAddrs(ep, &e); err != nil {
@@ -354,7 +357,7 @@ func (d *Datapath) writeEndpoint(ep *endpoint, services bool) error {
 		return err
 	}
 	ep.entry, ep.copy, ep.written = e, next, true
-	return nil
+	return selfErr
 }
 
 // addrsOf returns the addresses of an entry that packets may come from: none while

@@ -702,8 +702,35 @@ func TestNoRoomForPolicy(t *testing.T) {
 	if err := os.Rename(tmp, filepath.Join(w.Agent.Manifests, "policy.yaml")); err != nil {
 		t.Fatal(err)
 	}
+	// A pod that comes now has no ruleset in the kernel: nothing of it passes.
+	fresh, err := w.Lab.AddPod(t.Context(), lab.PodSpec{Namespace: "shop", Name: "fresh", Labels: map[string]string{"app": "fresh"}}, lab.AddPodOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Lab.Manifests(filepath.Join(w.Agent.Manifests, "lab")); err != nil {
+		t.Fatal(err)
+	}
+	out, err := w.Lab.SniffHost(t.Context(), w.Lab.Outside())
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Second)
+	tok := packettest.NewToken("fresh")
 	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		w.Denied(front, "udp", evil)
+		if err := fresh.Send(lab.Raw, packettest.Build(fresh.Eth(), packettest.IPv4{Src: fresh.IPs[0], Dst: lab.EvilV4},
+			packettest.TCP{SrcPort: 4000, DstPort: 7, Seq: 1, Ack: 1, Flags: packettest.ACK}, packettest.Payload(tok[:]))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := out.Verify(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := out.Count(tok); n != 0 {
+		t.Errorf("%d packets of a pod without a ruleset passed", n)
+	}
+	if err := out.Close(); err != nil {
+		t.Fatal(err)
 	}
 	if w.Reaches(front, "tcp", web, 100*time.Millisecond) {
 		t.Error("the change went through: the test makes nothing fail")
@@ -730,6 +757,67 @@ func TestNoRoomForPolicy(t *testing.T) {
 	if err := w.Agent.WaitReady(ctx); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestServicesFull fills what the kernel knows of pods behind Services: a deny is
+// enforced even so.
+func TestServicesFull(t *testing.T) {
+	w := newWorld(t, "ft-services")
+	cart := w.Pod("shop/cart")
+	bpffs, err := w.Lab.BPFFS(w.Agent.Node.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := ebpf.LoadPinnedMap(filepath.Join(bpffs, "postern", "self_backends"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = m.Close() }()
+	for n := uint32(0); ; n++ {
+		if err := m.Put([2]uint32{1 << 30, n}, uint32(1)); err != nil {
+			if !errors.Is(err, unix.E2BIG) {
+				t.Fatal(err)
+			}
+			break
+		}
+	}
+	if err := w.Agent.Remove(t.Context(), "policy.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	w.Allowed(cart, "udp", evil)
+	put := func(name, text string) {
+		t.Helper()
+		tmp := filepath.Join(w.Agent.Manifests, ".tmp")
+		if err := os.WriteFile(tmp, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(tmp, filepath.Join(w.Agent.Manifests, name)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+	}
+	put("service.yaml", `
+apiVersion: v1
+kind: Service
+metadata: {name: more, namespace: shop}
+spec: {selector: {app: cart}, clusterIP: 10.96.77.7, clusterIPs: [10.96.77.7], ports: [{name: a, port: 99, protocol: UDP}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: more-1, namespace: shop, labels: {kubernetes.io/service-name: more}}
+addressType: IPv4
+endpoints: [{addresses: [`+cart.IPs[0].String()+`], conditions: {ready: true}}]
+ports: [{name: a, port: 7, protocol: UDP}]
+`)
+	s, err := w.Agent.Client.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Problems) == 0 {
+		t.Error("status says nothing of it")
+	}
+	put("policy.yaml", policy)
+	w.Denied(cart, "udp", evil)
 }
 
 // TestFlowTableFull fills one pod's quota; its denied flows stay denied, other

@@ -253,6 +253,92 @@ func TestReadiness(t *testing.T) {
 	}
 }
 
+// TestDeniedBackend: when a Service's backend is denied, a flow to it ends in both
+// directions, ICMP errors included; when the Service goes too, nobody who has its
+// address then is taken for it (I4).
+func TestDeniedBackend(t *testing.T) {
+	w := harness.New(t, lab.DefaultSpec("it-backend"))
+	const cartOpen = `
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: cart, namespace: shop}
+spec: {podSelector: {matchLabels: {app: cart}}, policyTypes: [Ingress, Egress], ingress: [{}], egress: [{}]}
+`
+	w.Write("deny.yaml", denyAll+cartOpen+`
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: frontend, namespace: shop}
+spec: {podSelector: {matchLabels: {app: frontend}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: cart}}}]}]}
+`)
+	svc, err := w.Lab.Service("shop/cart")
+	if err != nil {
+		t.Fatal(err)
+	}
+	front, cart := w.Pod("shop/frontend"), w.Pod("shop/cart")
+	vip := netip.AddrPortFrom(svc.ClusterIPs[0], lab.EchoPort)
+	for v := range 2 {
+		for port := uint16(5000); port < 5002; port++ {
+			c, err := front.DialFrom(t.Context(), "udp", netip.AddrPortFrom(front.IPs[v], port), netip.AddrPortFrom(svc.ClusterIPs[v], lab.EchoPort).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := exchange(c); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	stacks := map[*lab.Pod]*lab.HostSniffer{}
+	for _, p := range []*lab.Pod{front, cart} {
+		if stacks[p], err = w.Lab.SniffHost(t.Context(), p.Namespace); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// arrives sends a packet and says whether the stack of a pod has seen its token.
+	arrives := func(from *lab.Namespace, at *lab.Pod, packet func(packettest.Token) []byte) bool {
+		t.Helper()
+		tok := packettest.NewToken(from.Name)
+		raw(t, from, packet(tok))
+		time.Sleep(150 * time.Millisecond)
+		if err := stacks[at].Verify(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return stacks[at].Count(tok) > 0
+	}
+	look := func(when string, want bool) {
+		t.Helper()
+		for range 2 { // what was deferred once must not be admitted by that
+			if got := arrives(cart.Namespace, front, func(tok packettest.Token) []byte {
+				return packettest.Build(packettest.IPv4{Src: cart.IPs[0], Dst: front.IPs[0]}, packettest.UDP{SrcPort: lab.EchoPort, DstPort: 5000}, packettest.Payload(tok[:]))
+			}); got != want {
+				t.Errorf("%s: the backend's answer arrives: %v, want %v", when, got, want)
+			}
+			if got := arrives(front.Namespace, cart, func(tok packettest.Token) []byte {
+				inner := packettest.Build(packettest.IPv4{Src: vip.Addr(), Dst: front.IPs[0]}, packettest.UDP{SrcPort: lab.EchoPort, DstPort: 5001}, packettest.Payload(tok[:]))
+				return packettest.Build(packettest.IPv4{Src: front.IPs[0], Dst: vip.Addr()}, packettest.ICMP{Type: 3, Code: 3}, packettest.Payload(inner))
+			}); got != want {
+				t.Errorf("%s: an ICMP error's payload arrives at the backend: %v, want %v", when, got, want)
+			}
+		}
+	}
+	look("allowed", true)
+	w.Write("deny.yaml", denyAll+cartOpen)
+	look("denied", false)
+	if err := w.Agent.Remove(t.Context(), "lab/lab-service_shop_cart.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	look("denied, and the Service is gone", false)
+	if arrives(w.Lab.Outside(), front, func(tok packettest.Token) []byte {
+		return packettest.Build(packettest.IPv6{Src: svc.ClusterIPs[1], Dst: front.IPs[1]}, packettest.UDP{SrcPort: lab.EchoPort, DstPort: 5000}, packettest.Payload(tok[:]))
+	}) {
+		t.Error("who has the Service's address now is taken for it")
+	}
+}
+
 // TestFloodFromOutside: who fills a pod's quota from outside stops nothing that
 // the pod opens itself.
 func TestFloodFromOutside(t *testing.T) {
@@ -274,6 +360,18 @@ spec: {podSelector: {}, egress: [{to: [{networks: ["2001:db8:80::80/128"]}]}]}
 	for i := range 20 {
 		if !w.Reaches(front, "tcp", web, time.Second) {
 			t.Fatalf("connection %d after the flood fails", i)
+		}
+	}
+	// Connections that a server's kernel answers and nobody goes on with.
+	cart := w.Pod("shop/cart")
+	packets = packets[:0]
+	for port := range uint16(16500) {
+		packets = append(packets, packettest.Build(packettest.IPv6{Src: lab.EvilV6, Dst: cart.IPs[1]}, packettest.TCP{SrcPort: 1024 + port, DstPort: lab.EchoPort, Seq: 1, Flags: packettest.SYN}))
+	}
+	raw(t, w.Lab.Outside(), packets...)
+	for i := range 20 {
+		if !w.Reaches(cart, "tcp", web, time.Second) {
+			t.Fatalf("connection %d after the flood of SYNs fails", i)
 		}
 	}
 }
@@ -378,7 +476,13 @@ func TestNeighbourOnOtherNode(t *testing.T) {
 	w := harness.New(t, spec)
 	w.Write("deny.yaml", denyAll)
 	front := w.Pod("shop/frontend")
-	for _, n := range w.Lab.Nodes() {
+	host := front.HostInterface
+	for i, n := range append(w.Lab.Nodes(), w.Lab.Nodes()[1]) {
+		if i == 2 { // what routes is not the interface's setting
+			if err := w.Agent.Node.Sysctl("ipv6/conf/"+host+"/forwarding", "0"); err != nil {
+				t.Fatal(err)
+			}
+		}
 		stack, err := w.Lab.SniffHost(t.Context(), n.Namespace)
 		if err != nil {
 			t.Fatal(err)

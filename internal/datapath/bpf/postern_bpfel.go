@@ -132,21 +132,24 @@ const (
 )
 
 type PosternFlow struct {
-	_        structs.HostLayout
-	Created  uint64
-	LastSeen uint64
-	Packets  [2]uint64
-	Bytes    [2]uint64
-	Revision uint32
-	Rule     uint32
-	Staged   uint32
-	FragNext uint16
-	Opener   uint8
-	State    uint8
-	Fins     uint8
-	Service  uint8
-	Self     uint8
-	Pad      [5]uint8
+	_           structs.HostLayout
+	Created     uint64
+	LastSeen    uint64
+	Packets     [2]uint64
+	Bytes       [2]uint64
+	Revision    uint32
+	Rule        uint32
+	Staged      uint32
+	FragNext    uint16
+	Opener      uint8
+	State       uint8
+	Fins        uint8
+	Service     uint8
+	Self        uint8
+	Pad         uint8
+	BackendPort uint16
+	Pad2        [2]uint8
+	Backend     PosternAddr
 }
 
 type PosternFlowKey struct {
