@@ -320,7 +320,7 @@ func (a *Agent) listEndpoints() ([]control.Endpoint, error) {
 	out := []control.Endpoint{}
 	for _, key := range a.sortedEndpoints() {
 		ep := a.endpoints[key]
-		e := control.Endpoint{Namespace: key.Namespace, Name: key.Name, State: ep.state, Message: ep.message, Egress: "open", Ingress: "open"}
+		e := control.Endpoint{Namespace: key.Namespace, Name: key.Name, State: ep.state, Message: ep.message}
 		if b := a.bindings[key]; b.Interface != "" {
 			e.Interface = b.Interface
 		}
@@ -329,12 +329,8 @@ func (a *Agent) listEndpoints() ([]control.Endpoint, error) {
 				e.Addrs = a.snapshot.Pods[i].IPs
 			}
 		}
-		if a.isGoverned(key, policy.Egress) {
-			e.Egress = "isolated"
-		}
-		if a.isGoverned(key, policy.Ingress) {
-			e.Ingress = "isolated"
-		}
+		e.Egress = string(a.compiler.Isolation(key, policy.Egress))
+		e.Ingress = string(a.compiler.Isolation(key, policy.Ingress))
 		if ep.ifindex != 0 {
 			e.Rules = byGen[a.dp.Generation(ep.ifindex)]
 			slices.SortFunc(e.Rules, func(a, b control.RuleCount) int {

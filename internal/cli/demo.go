@@ -11,9 +11,9 @@ import (
 func (a *app) demoCommand() *cobra.Command {
 	var daemon string
 	cmd := &cobra.Command{
-		Use: "demo", Short: "See a cluster go from open to default deny, on real packets, in under a minute", GroupID: "lab", Args: cobra.NoArgs,
-		Long: `See a small cluster go from "any pod reaches anything" to default deny with every drop
-explained, on real packets in a lab of its own. Each claim is checked by connections
+		Use: "demo", Short: "See a cluster's egress go from open to default deny, on real packets, in under a minute", GroupID: "lab", Args: cobra.NoArgs,
+		Long: `See a small cluster's egress go from "any pod reaches anything" to default deny with
+every drop explained, on real packets in a lab of its own. Each claim is checked by connections
 and by sniffers on the wire; the exit code is 1 if one is not true.
 
 It needs Linux and root, takes less than a minute and leaves nothing behind.`,

@@ -18,7 +18,11 @@ func (a *app) endpointsCommand() *cobra.Command {
 		Short: "The pods of this node: enforced or not, and what was dropped",
 		Long: `The pods of this node: enforced or not, and what was dropped.
 
-EGRESS and INGRESS are isolated if some policy governs the direction, else open.
+EGRESS and INGRESS are isolated if everything is denied that no rule accepts; governed
+if policies have a say, and what none of them denies is accepted, such as traffic from
+outside of the cluster under a ClusterNetworkPolicy that denies pods; open without a
+policy.
+
 DROPPED and FORWARDED are exact counts of packets that a rule decided itself: drops,
 and first packets of flows. With a pod, the rules and reasons that dropped something
 are listed with their counts.
@@ -169,7 +173,7 @@ func stateStyle(s string) style {
 }
 
 func isolation(s string) cell {
-	if s == "open" {
+	if s != string(policy.Isolated) {
 		return cell{text: s, style: yellow}
 	}
 	return text(s)

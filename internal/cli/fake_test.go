@@ -126,7 +126,7 @@ func healthy() *fakeAgent {
 		},
 		endpoints: []control.Endpoint{
 			{
-				Namespace: "shop", Name: "frontend", Interface: "pl01", State: "enforced", Egress: "isolated", Ingress: "open", Dropped: 3, Forwarded: 1200,
+				Namespace: "shop", Name: "frontend", Interface: "pl01", State: "enforced", Egress: "isolated", Ingress: "governed", Dropped: 3, Forwarded: 1200,
 				Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00::2")},
 				Rules: []control.RuleCount{{Rule: deny, Packets: 2, Bytes: 148}, {Rule: noFlow, Packets: 1, Bytes: 60}},
 			},

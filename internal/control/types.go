@@ -77,7 +77,8 @@ type Endpoint struct {
 	State string `json:"state"`
 	// Message says why the state is not enforced.
 	Message string `json:"message,omitempty"`
-	// Egress and Ingress are isolated if some policy governs the direction, else open.
+	// Egress and Ingress are a policy.Isolation each: isolated if what no rule accepts
+	// is denied, governed if what no rule denies is accepted, open without a policy.
 	Egress  string `json:"egress"`
 	Ingress string `json:"ingress"`
 	// Dropped counts dropped packets, Forwarded first packets that were admitted. Both are exact.

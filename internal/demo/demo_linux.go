@@ -56,7 +56,7 @@ func Run(ctx context.Context, opts Options) (err error) {
 		}
 	}()
 	d := &demo{Options: opts, start: opts.Now()}
-	d.print("%s\n", d.paint(bold, "Postern: from \"any pod reaches anything\" to default deny, on real packets"))
+	d.print("%s\n", d.paint(bold, "Postern: from \"any pod reaches anything\" to default deny for egress, on real packets"))
 	if d.world, err = newWorld(ctx, opts.Posternd); err != nil {
 		if cause := context.Cause(ctx); errors.Is(cause, ErrUnheard) {
 			return cause
@@ -131,6 +131,7 @@ const (
 	byMetadata = "admin metadata-denied"
 	byDNS      = "admin dns-clients"
 	byApp      = "networkpolicy shop/frontend"
+	byCart     = "networkpolicy shop/cart"
 )
 
 // ways are the ways out that leak without policies.
@@ -240,7 +241,8 @@ func (d *demo) leaks(ctx context.Context) error {
 func (d *demo) baseline(ctx context.Context) error {
 	d.chapter("The baseline: three files that fit every cluster",
 		"Admin tier: cloud metadata denied; DNS to the cluster's resolver only, and for the",
-		"resolver exactly what it needs. Baseline tier: everything else denied, both ways:")
+		"resolver exactly what it needs. Baseline tier: everything else that leaves a pod",
+		"denied, and everything else that comes from a pod:")
 	names, err := fs.Glob(baseline.Files, "*.yaml")
 	if err != nil {
 		return err
@@ -288,6 +290,37 @@ func (d *demo) blocked(ctx context.Context) error {
 	defer cancel()
 	_, err := d.node.Get(ctx, "http", netip.AddrPortFrom(d.cart.IPs[0], 8080), "probe")
 	d.claim(err == nil, "the kubelet's health check of shop/cart, from its own node, goes on")
+	d.print("")
+	d.print("   What comes from outside of the cluster is another matter: the standard's cluster-wide")
+	d.print("   ingress rules know pods and namespaces only. It takes a NetworkPolicy, as below, or for")
+	d.print("   a namespace as a whole deploy/baseline/namespace/closed.yaml.")
+	return d.outside(ctx, true)
+}
+
+// outside reaches for shop/cart from an address outside of the cluster, and claims
+// that it gets there or does not.
+func (d *demo) outside(ctx context.Context, open bool) error {
+	p := probe{what: "shop/cart:8080", speak: "http"}
+	for v, ip := range d.cart.IPs[:2] {
+		p.to[v] = netip.AddrPortFrom(ip, 8080)
+	}
+	p.at = p.to
+	wait := waitDenied
+	if open {
+		wait = waitAllowed
+	}
+	results, err := d.try(ctx, []probe{p}, wait, d.Now)
+	if err != nil {
+		return err
+	}
+	r := &results[0]
+	if open {
+		d.row("outside", p.what, "reached", yellow, "not denied by the baseline")
+		d.claim(r.reached[0] && r.reached[1] && r.frames[0] > 0 && r.frames[1] > 0, "from outside of the cluster shop/cart is still reached, IPv4 and IPv6")
+		return nil
+	}
+	d.row("outside", p.what, "blocked", green, r.rules[0].Text)
+	d.claim(!r.reached[0] && !r.reached[1] && r.frames == [2]int{} && strings.HasPrefix(r.rules[0].Text, byCart), "shop/cart's NetworkPolicy closes it to the outside too: no answer, no frame at the pod")
 	return nil
 }
 
@@ -307,6 +340,9 @@ func (d *demo) app(ctx context.Context) error {
 	good := []probe{d.toWeb(), d.toCart(), d.dnsQuestion()}
 	bad := append(d.ways(byApp), d.runnerToCart())
 	if err := d.round(ctx, good, bad); err != nil {
+		return err
+	}
+	if err := d.outside(ctx, false); err != nil {
 		return err
 	}
 	return d.explain(ctx)

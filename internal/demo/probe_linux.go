@@ -23,7 +23,7 @@ const (
 
 // probe is one way out that is tried, over IPv4 and IPv6.
 type probe struct {
-	from *lab.Pod
+	from *lab.Pod // nil: from outside of the cluster
 	what string // the destination, for people
 	// to are the addresses that the pod dials, at those the sniffers look.
 	to, at [2]netip.AddrPort
@@ -92,7 +92,9 @@ func (w *world) speak(ctx context.Context, p *probe, v int, wait time.Duration) 
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	var err error
-	if p.speak == "dns" {
+	if p.from == nil {
+		_, err = w.lab.Outside().Get(ctx, p.speak, p.to[v], "demo.example.com")
+	} else if p.speak == "dns" {
 		_, err = p.from.Resolve(ctx, "udp", p.to[v], "web.example.com", "A")
 	} else {
 		_, err = p.from.Get(ctx, p.speak, p.to[v], "demo.example.com")
@@ -107,10 +109,17 @@ var errNoRecord = errors.New("a packet was dropped, and no flow record tells")
 func (w *world) dropRule(ctx context.Context, p *probe, v int, since time.Time) (flow.Rule, error) {
 	ctx, cancel := context.WithTimeout(ctx, recordWait)
 	defer cancel()
-	f := control.Filter{Pod: p.from.Name, Verdict: "dropped", To: p.to[v].Addr().String(), Since: since.Add(-20 * time.Millisecond)}
+	f := control.Filter{Verdict: "dropped", To: p.to[v].Addr().String(), Since: since.Add(-20 * time.Millisecond)}
+	from := "outside"
+	if p.from != nil {
+		f.Pod, from = p.from.Name, p.from.Name
+	}
 	for {
 		var rule flow.Rule
 		err := w.agent.Client.Flows(ctx, f, func(r flow.Record) error {
+			if p.from == nil && r.Remote.Kind != "world" {
+				return nil // another probe's to the same pod
+			}
 			if r.Remote.Port == p.to[v].Port() || r.Local.Port == p.to[v].Port() {
 				rule = r.Rule
 			}
@@ -121,7 +130,7 @@ func (w *world) dropRule(ctx context.Context, p *probe, v int, since time.Time) 
 		}
 		select {
 		case <-ctx.Done():
-			return rule, fmt.Errorf("%w: %s to %s", errNoRecord, p.from.Name, p.to[v])
+			return rule, fmt.Errorf("%w: %s to %s", errNoRecord, from, p.to[v])
 		case <-time.After(10 * time.Millisecond):
 		}
 	}

@@ -78,7 +78,8 @@ func (w *world) close() error {
 }
 
 // seen counts the frames that arrived for a destination, where it is; if that is
-// a pod, those of one sender. It fails if a sniffer may have missed some.
+// a pod, those of one sender, unless from is nil. It fails if a sniffer may have
+// missed some.
 func (w *world) seen(ctx context.Context, from *lab.Pod, to netip.AddrPort) (int, error) {
 	for _, ip := range w.node.IPs {
 		if ip == to.Addr() {
@@ -88,7 +89,9 @@ func (w *world) seen(ctx context.Context, from *lab.Pod, to netip.AddrPort) (int
 	s, source := w.wire, netip.Addr{} // on the wire the node's address stands for its pods
 	for p, ps := range w.pods {
 		if p.IP(to.Addr()) == to.Addr() {
-			s, source = ps, from.IP(to.Addr())
+			if s = ps; from != nil {
+				source = from.IP(to.Addr())
+			}
 		}
 	}
 	if err := s.Verify(ctx); err != nil {

@@ -80,7 +80,7 @@ func TestDemo(t *testing.T) {
 	if took > time.Minute {
 		t.Errorf("took %s, want less than a minute", took)
 	}
-	for _, want := range []string{"claims, all true", "1. No policy", "6. The agent is killed", "default-deny", "kill -9"} {
+	for _, want := range []string{"claims, all true", "1. No policy", "6. The agent is killed", "default-deny", "kill -9", "from outside of the cluster shop/cart is still reached", "closes it to the outside too"} {
 		if !bytes.Contains(out, []byte(want)) {
 			t.Errorf("does not say %q", want)
 		}
