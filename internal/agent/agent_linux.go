@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -64,8 +67,8 @@ type Agent struct {
 
 	links     map[manifests.Binding]resolved // since the last change of an interface
 	endpoints map[policy.PodKey]*podEndpoint
-	// orphans are the interfaces that have lost their pod and are quarantined: what to say, by ifindex.
-	orphans  map[int]string
+	// orphans are the interfaces that have lost their pod and are quarantined, by ifindex.
+	orphans  map[int]orphan
 	rulesets map[policy.PodKey][2]string
 	content  map[string]*policy.Ruleset // by ruleset ID
 	addrs    map[netip.Addr]identity
@@ -85,6 +88,14 @@ type podEndpoint struct {
 	message string
 	// audited: the audit set the failure, so it may clear it.
 	audited bool
+	// holder has the interface that this pod claims, too; zero if none has.
+	holder policy.PodKey
+}
+
+// orphan is an interface that lost its pod.
+type orphan struct {
+	name string
+	pod  podName // the last one; zero if it is not known
 }
 
 // States of an endpoint.
@@ -366,12 +377,11 @@ func (a *Agent) reconcile() {
 	a.seed(false)
 	for key := range a.endpoints {
 		if _, ok := pods[key]; !ok {
-			a.problem(claimOf(key), "", "", "")
 			delete(a.endpoints, key)
 		}
 	}
 	// Interfaces without a pod: denied while they exist, forgotten when not (A2).
-	a.orphans = map[int]string{}
+	a.orphans = map[int]orphan{}
 	for _, ifindex := range a.dp.Endpoints() {
 		if _, ok := owned[ifindex]; ok {
 			continue
@@ -382,10 +392,7 @@ func (a *Agent) reconcile() {
 			a.note(about, "error", "interface", a.dp.Disarm(ifindex))
 			continue
 		}
-		a.orphans[ifindex] = "interface " + link.Attrs().Name
-		if p, ok := a.names.pods[a.dp.Generation(ifindex)]; ok {
-			a.orphans[ifindex] += fmt.Sprintf(", last pod %s/%s's,", p.Namespace, p.Name)
-		}
+		a.orphans[ifindex] = orphan{link.Attrs().Name, a.names.pods[a.dp.Generation(ifindex)]}
 		a.note(about, "error", "interface", a.dp.Quarantine(ifindex))
 	}
 	a.saveNames()
@@ -425,11 +432,11 @@ func (a *Agent) holders(pods map[policy.PodKey]*policy.Pod) map[int]policy.PodKe
 	return out
 }
 
-// claimOf is what a problem with a claim is noted under.
-func claimOf(key policy.PodKey) string { return "claim " + key.String() }
-
-// fail notes why a pod is not enforced.
-func (ep *podEndpoint) fail(message string) {
+// fail notes why a pod is not enforced, and logs what is new.
+func (a *Agent) fail(ep *podEndpoint, message string) {
+	if ep.message != message {
+		a.cfg.Log.Warn("pod is not enforced", "pod", ep.key.String(), "message", message)
+	}
 	ep.state, ep.message, ep.audited = stateFailed, message, false
 }
 
@@ -439,7 +446,7 @@ func (a *Agent) reconcilePod(key policy.PodKey, pod *policy.Pod, holders, owned 
 		ep = &podEndpoint{key: key, uid: pod.UID}
 		a.endpoints[key] = ep
 	}
-	a.problem(claimOf(key), "", "", "")
+	ep.holder = policy.PodKey{}
 	b, bound := a.bindings[key]
 	switch {
 	case pod.HostNetwork:
@@ -452,18 +459,19 @@ func (a *Agent) reconcilePod(key policy.PodKey, pod *policy.Pod, holders, owned 
 	}
 	r := a.resolve(b)
 	if r.err != nil {
-		ep.fail(r.err.Error())
-		if errors.Is(r.err, errNotCovered) {
-			ep.state = stateNotCovered
-		}
+		message := r.err.Error()
 		if holder, taken := holders[ep.ifindex]; taken && holder != key {
 			ep.ifindex = 0
 		}
 		if ep.ifindex != 0 {
 			owned[ep.ifindex] = key // keep what is armed: the link may come back
 			if name := a.dp.Interface(ep.ifindex); b.Interface != "" && name != "" && name != b.Interface {
-				ep.message += fmt.Sprintf("; the pod's is still enforced and now called %s: correct the annotation", name)
+				message += fmt.Sprintf("; the pod's is still enforced and now called %s: correct the annotation", name)
 			}
+		}
+		a.fail(ep, message)
+		if errors.Is(r.err, errNotCovered) {
+			ep.state = stateNotCovered
 		}
 		return
 	}
@@ -471,8 +479,8 @@ func (a *Agent) reconcilePod(key policy.PodKey, pod *policy.Pod, holders, owned 
 	spec.Addrs = slices.Clone(pod.IPs)
 	if holder := holders[spec.Ifindex]; holder != key {
 		ep.ifindex = 0 // what is verified there is the other's
-		ep.fail(fmt.Sprintf("interface %s is already pod %s's: correct one of the annotations; this pod is not enforced", spec.Interface, holder))
-		a.problem(claimOf(key), "error", "Pod "+key.String(), ep.message)
+		ep.holder = holder
+		a.fail(ep, fmt.Sprintf("interface %s is already pod %s's: correct one of the annotations; this pod is not enforced", spec.Interface, holder))
 		return
 	}
 	owned[spec.Ifindex] = key
@@ -483,7 +491,7 @@ func (a *Agent) reconcilePod(key policy.PodKey, pod *policy.Pod, holders, owned 
 func (a *Agent) arm(ep *podEndpoint, pod *policy.Pod, spec datapath.EndpointSpec, extra string) {
 	key := ep.key
 	if _, ok := a.rulesets[key]; !ok {
-		ep.fail("no ruleset was compiled; see problems")
+		a.fail(ep, "no ruleset was compiled; see problems")
 		return
 	}
 	// A new pod behind an old interface inherits nothing (I3), and so does one behind an
@@ -491,7 +499,7 @@ func (a *Agent) arm(ep *podEndpoint, pod *policy.Pod, spec datapath.EndpointSpec
 	name := podName{key.Namespace, key.Name, pod.UID}
 	if gen := a.dp.Generation(spec.Ifindex); gen != 0 && a.names.pods[gen] != name {
 		if err := a.dp.Renew(spec.Ifindex); err != nil {
-			ep.fail(err.Error())
+			a.fail(ep, err.Error())
 			return
 		}
 	}
@@ -504,11 +512,11 @@ func (a *Agent) arm(ep *podEndpoint, pod *policy.Pod, spec datapath.EndpointSpec
 		a.names.setPod(gen, name) // if it was armed in part only, too: the next try goes on with it
 	}
 	if err != nil {
-		ep.fail(err.Error())
+		a.fail(ep, err.Error())
 		return
 	}
 	if err := a.dp.Verify(spec.Ifindex); err != nil {
-		ep.fail(err.Error())
+		a.fail(ep, err.Error())
 		return
 	}
 	ep.state, ep.message = stateEnforced, ""
@@ -526,7 +534,7 @@ func (a *Agent) audit() {
 	}
 	a.saveNames()
 	mended, err := a.dp.Audit()
-	a.note("audit", "error", "datapath", err)
+	a.note("audit", "error", "datapath", a.unpinned(err))
 	for _, m := range mended {
 		a.cfg.Log.Warn("mended", "what", m)
 	}
@@ -548,6 +556,17 @@ func (a *Agent) audit() {
 	if a.lookAgain() {
 		a.reconcile()
 	}
+}
+
+// unpinned adds to an error of the audit what it means that the pins are gone.
+func (a *Agent) unpinned(err error) error {
+	dir := filepath.Join(a.cfg.Datapath.PinDir, "links")
+	if _, gone := os.Stat(dir); err == nil || !errors.Is(gone, fs.ErrNotExist) {
+		return err
+	}
+	return fmt.Errorf("%s is gone: enforcement goes on while this agent runs, and ends with it. "+
+		"Then all that leaves the pods is dropped, and what comes to them is not checked. "+
+		"See that a bpffs is mounted there and that nothing removes its files, then start the agent again: it pins everything anew\n%w", dir, err)
 }
 
 // lookAgain looks at what no event tells of: the interfaces in pods' network

@@ -52,7 +52,14 @@ func resolve(b manifests.Binding) (spec datapath.EndpointSpec, side podSide, err
 	attrs := link.Attrs()
 	name = attrs.Name // it may be known by others, which nothing can be hooked to
 	if link.Type() != "veth" {
-		return spec, side, fmt.Errorf("interface %s is a %s; only the host side of a veth can be enforced: %w", name, link.Type(), errNotCovered)
+		kind := "a " + link.Type()
+		switch {
+		case attrs.Flags&net.FlagLoopback != 0:
+			kind = "the node's loopback"
+		case link.Type() == "device":
+			kind = "no virtual interface"
+		}
+		return spec, side, fmt.Errorf("interface %s is %s; only the host side of a veth can be enforced: %w", name, kind, errNotCovered)
 	}
 	if attrs.NetNsID < 0 {
 		return spec, side, fmt.Errorf("interface %s: its other end is in this network namespace: %w", name, errNotCovered)

@@ -68,6 +68,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			return
 		}
 		for _, ep := range eps {
+			if ep.State == stateQuarantined {
+				continue // it has no pod, and the name of its last one may be another's now
+			}
 			counter(descAccepted, float64(ep.Forwarded), ep.Namespace, ep.Name)
 			for _, r := range ep.Rules {
 				text := r.Rule.Text

@@ -199,6 +199,9 @@ func (a *Agent) status() (control.Status, error) {
 	}
 	if a.snapshot != nil {
 		for i := range a.snapshot.Policies {
+			if a.snapshot.Policies[i].Kind == kindManifest {
+				continue // a file that was never read: a problem, no policy
+			}
 			s.Policies[string(a.snapshot.Policies[i].Kind)]++
 			if a.snapshot.Policies[i].Invalid {
 				s.PoliciesInvalid++
@@ -215,15 +218,25 @@ func (a *Agent) status() (control.Status, error) {
 	return s, err
 }
 
-// listProblems returns what is wrong, worst first.
+// kindManifest is the kind of what denies everything because of a file that was
+// never read, see kube.World.CloseAll.
+const kindManifest = "Manifest"
+
+// listProblems returns what is wrong, worst first: what cuts off all pods, then
+// other errors.
 func (a *Agent) listProblems() []control.Problem {
 	out := []control.Problem{}
-	told := map[string]bool{} // pods of which a finding says that they use the node's network, with file and line
+	told := map[string]bool{}           // pods of which a finding says that they use the node's network, with file and line
+	claims := map[string]kube.Finding{} // of interfaces that the agent found taken, by pod
 	for _, f := range a.findings {
-		if f.Reason == kube.ReasonNotCovered && f.Path == "spec.hostNetwork" {
+		switch {
+		case f.Reason == kube.ReasonNotCovered && f.Path == "spec.hostNetwork":
 			told[f.Object.String()] = true
+		case f.Reason == kube.ReasonDuplicateInterface:
+			claims[f.Object.String()] = f
 		}
 	}
+	moot := map[string]bool{} // pods of which claims say no more than the agent does
 	for _, key := range a.sortedEndpoints() {
 		ep := a.endpoints[key]
 		object := "Pod " + key.String()
@@ -234,10 +247,19 @@ func (a *Agent) listProblems() []control.Problem {
 		if ep.state == stateNotCovered {
 			sev = "warning"
 		}
-		out = append(out, control.Problem{Severity: sev, Object: object, Message: ep.state + ": " + ep.message})
+		p := control.Problem{Severity: sev, Object: object, Message: ep.state + ": " + ep.message}
+		if ep.holder != (policy.PodKey{}) {
+			if f, ok := claims[object]; ok {
+				p.Path, p.File, p.Line, p.Reason = f.Path, f.File, f.Line, string(f.Reason)
+				moot[object] = true
+			}
+			moot["Pod "+ep.holder.String()] = true
+		}
+		out = append(out, p)
 	}
 	for _, ifindex := range slices.Sorted(maps.Keys(a.orphans)) {
-		out = append(out, control.Problem{Severity: "warning", Object: "node", Message: a.orphans[ifindex] + " belongs to no pod: everything on it is dropped until it is gone or a Pod names it"})
+		o := a.orphans[ifindex]
+		out = append(out, control.Problem{Severity: "error", Object: "interface " + o.name, Message: o.message()})
 	}
 	if a.snapshot == nil {
 		out = append(out, control.Problem{Severity: "error", Object: "manifests", Message: "not read yet; what an earlier agent enforced stays in force"})
@@ -246,10 +268,33 @@ func (a *Agent) listProblems() []control.Problem {
 		out = append(out, a.problems[about])
 	}
 	for _, f := range a.findings {
-		out = append(out, problemOf(f))
+		if f.Reason != kube.ReasonDuplicateInterface || !moot[f.Object.String()] {
+			out = append(out, problemOf(f))
+		}
 	}
-	slices.SortStableFunc(out, func(a, b control.Problem) int { return cmp.Compare(a.Severity, b.Severity) })
+	slices.SortStableFunc(out, func(a, b control.Problem) int {
+		return cmp.Compare(rank(b), rank(a))
+	})
 	return out
+}
+
+// rank is how bad a problem is.
+func rank(p control.Problem) int {
+	switch {
+	case p.Reason == string(kube.ReasonCutOff):
+		return 2
+	case p.Severity == kube.Error.String():
+		return 1
+	}
+	return 0
+}
+
+func (o *orphan) message() string {
+	whose := ""
+	if o.pod != (podName{}) {
+		whose = fmt.Sprintf("; it was pod %s/%s's", o.pod.Namespace, o.pod.Name)
+	}
+	return "quarantined: it belongs to no pod, so everything on it is dropped, until it is gone or a Pod names it" + whose
 }
 
 // told is what report wrote last.
@@ -294,7 +339,7 @@ func (a *Agent) eventsLost(ctx context.Context) (n uint64, ok bool) {
 }
 
 func problemOf(f kube.Finding) control.Problem {
-	return control.Problem{Severity: f.Severity.String(), Object: f.Object.String(), Path: f.Path, Message: f.Message, File: f.File, Line: f.Line}
+	return control.Problem{Severity: f.Severity.String(), Object: f.Object.String(), Path: f.Path, Message: f.Message, Reason: string(f.Reason), File: f.File, Line: f.Line}
 }
 
 func (a *Agent) sortedEndpoints() []policy.PodKey {
@@ -320,7 +365,7 @@ func (a *Agent) listEndpoints() ([]control.Endpoint, error) {
 	out := []control.Endpoint{}
 	for _, key := range a.sortedEndpoints() {
 		ep := a.endpoints[key]
-		e := control.Endpoint{Namespace: key.Namespace, Name: key.Name, State: ep.state, Message: ep.message}
+		e := control.Endpoint{Namespace: key.Namespace, Name: key.Name, State: ep.state, Message: ep.message, Egress: string(policy.Open), Ingress: string(policy.Open)}
 		if b := a.bindings[key]; b.Interface != "" {
 			e.Interface = b.Interface
 		}
@@ -329,25 +374,41 @@ func (a *Agent) listEndpoints() ([]control.Endpoint, error) {
 				e.Addrs = a.snapshot.Pods[i].IPs
 			}
 		}
-		e.Egress = string(a.compiler.Isolation(key, policy.Egress))
-		e.Ingress = string(a.compiler.Isolation(key, policy.Ingress))
 		if ep.ifindex != 0 {
-			e.Rules = byGen[a.dp.Generation(ep.ifindex)]
-			slices.SortFunc(e.Rules, func(a, b control.RuleCount) int {
-				return cmp.Or(cmp.Compare(b.Packets, a.Packets), cmp.Compare(a.Rule.ID, b.Rule.ID))
-			})
-			for _, r := range e.Rules {
-				e.Dropped += r.Packets
-			}
-			accepted, err := a.dp.Accepted(ep.ifindex)
-			if err != nil {
+			e.Egress = string(a.compiler.Isolation(key, policy.Egress))
+			e.Ingress = string(a.compiler.Isolation(key, policy.Ingress))
+			if err := a.count(&e, ep.ifindex, byGen); err != nil {
 				return nil, err
 			}
-			e.Forwarded = accepted.Packets
+		}
+		out = append(out, e)
+	}
+	for _, ifindex := range slices.Sorted(maps.Keys(a.orphans)) {
+		o := a.orphans[ifindex]
+		e := control.Endpoint{
+			Namespace: o.pod.Namespace, Name: o.pod.Name, Interface: o.name, State: stateQuarantined, Message: o.message(),
+			Egress: string(policy.Isolated), Ingress: string(policy.Isolated),
+		}
+		if err := a.count(&e, ifindex, byGen); err != nil {
+			return nil, err
 		}
 		out = append(out, e)
 	}
 	return out, nil
+}
+
+// count fills in the counters of an interface.
+func (a *Agent) count(e *control.Endpoint, ifindex int, byGen map[uint32][]control.RuleCount) error {
+	e.Rules = byGen[a.dp.Generation(ifindex)]
+	slices.SortFunc(e.Rules, func(a, b control.RuleCount) int {
+		return cmp.Or(cmp.Compare(b.Packets, a.Packets), cmp.Compare(a.Rule.ID, b.Rule.ID))
+	})
+	for _, r := range e.Rules {
+		e.Dropped += r.Packets
+	}
+	accepted, err := a.dp.Accepted(ifindex)
+	e.Forwarded = accepted.Packets
+	return err
 }
 
 func (a *Agent) listPolicies() ([]control.Policy, error) {
@@ -359,7 +420,7 @@ func (a *Agent) listPolicies() ([]control.Policy, error) {
 	for _, f := range a.findings {
 		about := f.Object
 		if about == (kube.ObjectRef{}) {
-			about = kube.ObjectRef{Kind: "Manifest", Name: f.File} // what is denied because of a file as a whole
+			about = kube.ObjectRef{Kind: kindManifest, Name: f.File} // what is denied because of a file as a whole
 		}
 		problems[about.String()] = append(problems[about.String()], problemOf(f))
 	}

@@ -2,12 +2,15 @@ package agent
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/postern-dev/postern/internal/control"
 	"github.com/postern-dev/postern/internal/kube"
@@ -26,6 +29,77 @@ func TestProblemSaysWhere(t *testing.T) {
 		if got := problemOf(f).About(); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
+	}
+}
+
+// TestListProblems: what cuts off all pods comes first; a claim is told once, with
+// its place; an interface without a pod is an error.
+func TestListProblems(t *testing.T) {
+	pod := func(name string) policy.PodKey { return policy.PodKey{Namespace: "shop", Name: name} }
+	ref := func(name string) kube.ObjectRef {
+		return kube.ObjectRef{Kind: "Pod", Namespace: "shop", Name: name}
+	}
+	dup := func(name string, line int) kube.Finding {
+		return kube.Finding{Object: ref(name), Path: "metadata.annotations", Severity: kube.Error, Reason: kube.ReasonDuplicateInterface, File: "b.yaml", Line: line, Message: "is also another's"}
+	}
+	a := &Agent{
+		snapshot: &policy.Snapshot{},
+		endpoints: map[policy.PodKey]*podEndpoint{
+			pod("a"): {state: stateEnforced},
+			pod("b"): {state: stateFailed, message: "taken", holder: pod("a")},
+			pod("c"): {state: stateFailed, message: "taken", holder: pod("d")},
+			pod("d"): {state: stateEnforced},
+		},
+		orphans: map[int]orphan{7: {name: "pl7", pod: podName{"shop", "old", ""}}},
+		findings: []kube.Finding{
+			dup("b", 3), dup("d", 4), dup("e", 5),
+			{File: "x.yaml", Severity: kube.Error, Reason: kube.ReasonSyntax, Message: "no YAML"},
+			{File: "x.yaml", Severity: kube.Error, Reason: kube.ReasonCutOff, Message: "cut off"},
+		},
+	}
+	var got []string
+	for _, p := range a.listProblems() {
+		got = append(got, p.Severity+" "+p.About()+" "+p.Message)
+	}
+	want := []string{
+		"error x.yaml cut off",
+		"error b.yaml:3: Pod shop/b metadata.annotations failed: taken",
+		"error Pod shop/c failed: taken",
+		"error interface pl7 " + (&orphan{"pl7", podName{"shop", "old", ""}}).message(),
+		"error b.yaml:5: Pod shop/e metadata.annotations is also another's",
+		"error x.yaml no YAML",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+// TestFailIsLoggedOnce: reconciling again and again says nothing new.
+func TestFailIsLoggedOnce(t *testing.T) {
+	var log bytes.Buffer
+	a := &Agent{cfg: Config{Log: slog.New(slog.NewTextHandler(&log, nil))}}
+	ep := &podEndpoint{}
+	for _, m := range []string{"one", "one", "two"} {
+		a.fail(ep, m)
+	}
+	if n := strings.Count(log.String(), "pod is not enforced"); n != 2 {
+		t.Errorf("%d lines:\n%s", n, log.String())
+	}
+}
+
+// TestUnpinned: that the pins are gone is said with what it means.
+func TestUnpinned(t *testing.T) {
+	a := &Agent{}
+	a.cfg.Datapath.PinDir = t.TempDir()
+	cause := errors.New("pin link: no such file")
+	if err := a.unpinned(cause); !errors.Is(err, cause) || !strings.Contains(err.Error(), "ends with it") {
+		t.Error(err)
+	}
+	if err := os.Mkdir(filepath.Join(a.cfg.Datapath.PinDir, "links"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.unpinned(cause); err != cause { //nolint:errorlint // the same, unwrapped
+		t.Error(err)
 	}
 }
 

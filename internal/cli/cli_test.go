@@ -64,13 +64,46 @@ func sick() *fakeAgent {
 	f.status.EventsLost, f.status.FlowsRefused = 17, 3
 	f.status.Problems = []control.Problem{
 		{Severity: "error", Object: "Pod shop/cart", Message: "failed: interface pl02: Link not found"},
-		{Severity: "error", Object: "EgressPolicy shop/frontend", Path: "spec.egress[2].to[0].networks[1]", Message: `"10.0.0.0/33" is no network: write ADDRESS/LENGTH`, File: "shop/frontend.yaml", Line: 27},
+		{Severity: "error", Object: "EgressPolicy shop/frontend", Path: "spec.egress[2].to[0].networks[1]", Message: `"10.0.0.0/33" is no network: write ADDRESS/LENGTH`, Reason: "InvalidNetwork", File: "shop/frontend.yaml", Line: 27},
 		{Severity: "error", Message: "the file can't be read: permission denied", File: "shop/cart.yaml"},
 		{Severity: "warning", Object: "Pod kube-system/proxy", Message: "not-covered: the pod uses the node's network; policies do not reach it"},
 	}
 	f.endpoints[1].State, f.endpoints[1].Message = "failed", "interface pl02: Link not found"
 	f.policies[1].Problems = f.status.Problems[1:2]
 	return f
+}
+
+// cutOffs are total outages: a file that was never read, no Pod at all, and some.
+func cutOffs() (file, pods, some *fakeAgent) {
+	file, pods, some = healthy(), healthy(), healthy()
+	file.status.Problems = []control.Problem{
+		{Severity: "error", Message: "what this file would deny is not known, so all pods are cut off", Reason: "AllPodsCutOff", File: "x.yaml"},
+		{Severity: "error", Message: "the file can't be read", Reason: "Syntax", File: "x.yaml", Line: 1},
+	}
+	gone := control.Problem{Severity: "error", Object: "interface pl01", Message: "quarantined: it belongs to no pod, so everything on it is dropped"}
+	pods.status.Endpoints, pods.status.Problems = map[string]int{"quarantined": 2}, []control.Problem{gone}
+	for i := range pods.endpoints {
+		e := &pods.endpoints[i]
+		e.State, e.Egress, e.Ingress, e.Message, e.Addrs = "quarantined", "isolated", "isolated", gone.Message, nil
+	}
+	pods.endpoints[1].Namespace, pods.endpoints[1].Name = "", ""
+	some.status.Endpoints = map[string]int{"quarantined": 1, "enforced": 1, "not-covered": 1}
+	some.status.Problems = []control.Problem{gone, {Severity: "warning", Object: "Pod kube-system/proxy", Message: "not-covered"}}
+	return file, pods, some
+}
+
+// kept returns agents on which what was read last is in force: of a file, of the
+// whole directory, and of a file beside one with a mistake; and one without pins.
+func kept() (file, dir, both, pins *fakeAgent) {
+	file, dir, both, pins = healthy(), healthy(), healthy(), healthy()
+	file.status.Problems = []control.Problem{
+		{Severity: "error", Message: "the file can't be read", Reason: "Syntax", File: "x.yaml", Line: 1},
+		{Severity: "warning", Message: "the last version of this file that could be read stays in force: 1 object", Reason: "LastVersion", File: "x.yaml"},
+	}
+	dir.status.Problems = []control.Problem{{Severity: "error", Object: "Directory /etc/m", Message: "can't be listed", Reason: "Unreadable"}}
+	both.status.Problems = append(file.status.Problems[:2:2], control.Problem{Severity: "error", Object: "NetworkPolicy a/b", Message: "is wrong", Reason: "WrongType", File: "y.yaml"})
+	pins.status.Problems = []control.Problem{{Severity: "error", Object: "datapath", Message: "/sys/fs/bpf/postern/links is gone\ninterface a: pin link: no\x1b[1m such file"}}
+	return file, dir, both, pins
 }
 
 // closed returns an agent with objects that it does not understand.
@@ -92,6 +125,10 @@ func TestOutput(t *testing.T) {
 	empty := &fakeAgent{status: control.Status{Node: "node1", Version: "v0.1.0", Started: now, Now: now}, endpoints: []control.Endpoint{}, policies: []control.Policy{}}
 	open := healthy()
 	open.status.Policies = nil
+	cutFile, cutPods, cutSome := cutOffs()
+	keptFile, keptDir, keptBoth, noPins := kept()
+	failed := sick()
+	failed.endpoints[0].State, failed.endpoints[0].Rules, failed.endpoints[0].Message = "failed", nil, "interface lo is the node's loopback"
 	for name, c := range map[string]struct {
 		agent *fakeAgent
 		args  string
@@ -101,6 +138,15 @@ func TestOutput(t *testing.T) {
 		"status-json":           {healthy(), "status -o json", ExitOK},
 		"status-sick":           {sick(), "status", ExitProblem},
 		"status-sick-json":      {sick(), "status -o json", ExitProblem},
+		"status-cut-off-file":   {cutFile, "status", ExitProblem},
+		"status-cut-off-pods":   {cutPods, "status", ExitProblem},
+		"status-cut-off-some":   {cutSome, "status", ExitProblem},
+		"status-kept-file":      {keptFile, "status", ExitProblem},
+		"status-kept-directory": {keptDir, "status", ExitProblem},
+		"status-kept-both":      {keptBoth, "status", ExitProblem},
+		"status-no-pins":        {noPins, "status", ExitProblem},
+		"endpoints-quarantined": {cutPods, "endpoints", ExitProblem},
+		"endpoints-failed":      {failed, "endpoints shop/frontend", ExitProblem},
 		"status-empty":          {empty, "status", ExitOK},
 		"status-open":           {open, "status", ExitOK},
 		"endpoints":             {healthy(), "endpoints", ExitOK},

@@ -21,7 +21,10 @@ func (a *app) endpointsCommand() *cobra.Command {
 EGRESS and INGRESS are isolated if everything is denied that no rule accepts; governed
 if policies have a say, and what none of them denies is accepted, such as traffic from
 outside of the cluster under a ClusterNetworkPolicy that denies pods; open without a
-policy.
+policy, or where nothing is enforced.
+
+An interface that is in force and that no Pod names any more is quarantined: everything
+on it is dropped. It stands under the name of its last pod.
 
 DROPPED and FORWARDED are exact counts of packets that a rule decided itself: drops,
 and first packets of flows. With a pod, the rules and reasons that dropped something
@@ -97,7 +100,7 @@ func (a *app) printEndpoints(list []control.Endpoint, rules bool) error {
 		for _, ip := range e.Addrs {
 			addrs = append(addrs, ip.String())
 		}
-		t.add(text(e.Namespace+"/"+e.Name), cell{text: e.State, style: stateStyle(e.State)}, isolation(e.Egress), isolation(e.Ingress),
+		t.add(text(podText(e)), cell{text: e.State, style: stateStyle(e.State)}, isolation(e.Egress), isolation(e.Ingress),
 			number(strconv.FormatUint(e.Dropped, 10)), number(strconv.FormatUint(e.Forwarded, 10)),
 			text(e.Interface), text(strings.Join(addrs, " ")))
 	}
@@ -106,7 +109,10 @@ func (a *app) printEndpoints(list []control.Endpoint, rules bool) error {
 	}
 	for _, e := range list {
 		if e.Message != "" {
-			a.printf("\n%s: %s\n", e.Namespace+"/"+e.Name, e.Message)
+			a.printf("\n%s:\n", podText(e))
+			for line := range strings.SplitSeq(e.Message, "\n") {
+				a.printf("    %s\n", line)
+			}
 		}
 		if rules {
 			if err := a.printRules(e); err != nil {
@@ -117,9 +123,22 @@ func (a *app) printEndpoints(list []control.Endpoint, rules bool) error {
 	return nil
 }
 
+// podText names an endpoint.
+func podText(e control.Endpoint) string {
+	if e.Name == "" {
+		return "(no pod)"
+	}
+	return e.Namespace + "/" + e.Name
+}
+
 func (a *app) printRules(e control.Endpoint) error {
 	if len(e.Rules) == 0 {
-		a.printf("\n%s: nothing dropped yet\n", e.Namespace+"/"+e.Name)
+		switch e.State {
+		case "failed", "not-covered":
+			a.printf("\n%s is not enforced, and nothing was dropped\n", podText(e))
+		default:
+			a.printf("\n%s: nothing dropped yet\n", podText(e))
+		}
 		return nil
 	}
 	a.outf("\n")

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/postern-dev/postern/internal/control"
+	"github.com/postern-dev/postern/internal/kube"
 )
 
 func (a *app) statusCommand() *cobra.Command {
@@ -18,8 +19,12 @@ func (a *app) statusCommand() *cobra.Command {
 		Use: "status", Short: "Is everything enforced, and if not, what to do", GroupID: "agent", Args: cobra.NoArgs,
 		Long: `Is everything enforced, and if not, what to do.
 
-The last line is the verdict. The exit code is 0 if there are no errors; warnings
-alone don't change it.`,
+The last line is the verdict; if all pods are cut off, the first line says so too. Pods
+are cut off, everything from and to them is dropped, while a file of the manifests can't
+be read that never could be (AllPodsCutOff), and while no Pod names their interface
+(quarantined).
+
+The exit code is 0 if there are no errors; warnings alone don't change it.`,
 	}
 	a.agentFlags(cmd)
 	asJSON := outputFlag(cmd)
@@ -81,6 +86,10 @@ func countErrors(ps []control.Problem) int {
 }
 
 func (a *app) printStatus(s control.Status) {
+	if line := outage(s); line != "" {
+		a.say(red, line)
+		a.outf("\n")
+	}
 	a.printf("Node %s, posternd %s, up %s, revision %d\n", s.Node, s.Version, durationText(s.Now.Sub(s.Started)), s.Revision)
 	all := 0
 	for _, n := range s.Endpoints {
@@ -88,22 +97,83 @@ func (a *app) printStatus(s control.Status) {
 	}
 	a.printf("Endpoints   %s\n", counts(s.Endpoints))
 	a.printf("Policies    %s\n", counts(s.Policies))
-	a.printf("Kernel      %d prefixes, %d rulesets, %d services\n", s.Kernel["prefixes"], s.Kernel["rulesets"], s.Kernel["services"])
+	a.printf("Kernel      %d prefixes, %d rulesets, %d addresses and ports of services\n", s.Kernel["prefixes"], s.Kernel["rulesets"], s.Kernel["services"])
 	a.printf("Flows       %d records kept, %d events lost\n", s.Records, s.EventsLost)
 	a.printProblems(s.Problems)
 	a.outf("\n")
 	a.say(verdict(s, all))
 }
 
+// outage says that all pods are cut off and why, or nothing.
+func outage(s control.Status) string {
+	if files := cutOff(s.Problems); len(files) > 0 {
+		return fmt.Sprintf("ALL PODS ARE CUT OFF because of %s: what it would deny is not known.", strings.Join(files, ", "))
+	}
+	if n := s.Endpoints["quarantined"]; n > 0 && s.Endpoints["enforced"]+s.Endpoints["failed"] == 0 {
+		return fmt.Sprintf("ALL PODS ARE CUT OFF: the manifests have no Pod of this node any more for what is in force on %s.", plural(n, "interface"))
+	}
+	return ""
+}
+
+// cutOff returns the files because of which all pods are cut off.
+func cutOff(ps []control.Problem) []string {
+	var files []string
+	for _, p := range ps {
+		if p.Reason == string(kube.ReasonCutOff) {
+			files = append(files, p.File)
+		}
+	}
+	return files
+}
+
+// meanwhile says what is in force in the place of what has errors.
+func meanwhile(ps []control.Problem) string {
+	kept := map[string]bool{}
+	for _, p := range ps {
+		if p.Reason == string(kube.ReasonLastVersion) {
+			kept[p.File] = true
+		}
+	}
+	closed, stays := false, len(kept) > 0
+	for _, p := range ps {
+		switch {
+		case p.Severity != kube.Error.String() || kept[p.File]:
+		case p.Reason == string(kube.ReasonUnreadable):
+			stays = true
+		case p.Reason != "":
+			closed = true
+		}
+	}
+	switch {
+	case closed && stays:
+		return ", until then each file's last good version is in force, and of other files what was not understood is denied"
+	case closed:
+		return ", what was not understood is denied"
+	case stays:
+		return ", until then what could be read last is in force"
+	}
+	return ""
+}
+
 // verdict is the last line of status.
 func verdict(s control.Status, all int) (style, string) {
 	errs, warnings := countErrors(s.Problems), len(s.Problems)-countErrors(s.Problems)
-	open := all - s.Endpoints["enforced"]
-	switch {
-	case open > 0 && errs > 0:
-		return red, fmt.Sprintf("NOT OK: %d of %s not enforced; correct the %s above.", open, plural(all, "endpoint"), plural(errs, "error"))
+	dropped := s.Endpoints["quarantined"]
+	open := all - s.Endpoints["enforced"] - dropped
+	var lacks []string
+	if dropped > 0 {
+		lacks = append(lacks, fmt.Sprintf("%d of %s cut off (quarantined)", dropped, plural(all, "endpoint")))
+	}
+	if open > 0 {
+		lacks = append(lacks, fmt.Sprintf("%d of %s not enforced", open, plural(all, "endpoint")))
+	}
+	switch files := cutOff(s.Problems); {
+	case len(files) > 0:
+		return red, fmt.Sprintf("NOT OK: all pods are cut off until %s can be read: correct it or take it out of the directory; %s in all.", strings.Join(files, ", "), plural(errs, "error"))
+	case len(lacks) > 0 && errs > 0:
+		return red, fmt.Sprintf("NOT OK: %s; correct the %s above.", strings.Join(lacks, ", "), plural(errs, "error"))
 	case errs > 0:
-		return red, fmt.Sprintf("NOT OK: %s to correct, what was not understood is denied; apart from that, %s enforced.", plural(errs, "error"), allAre(all))
+		return red, fmt.Sprintf("NOT OK: %s to correct%s; apart from that, %s enforced.", plural(errs, "error"), meanwhile(s.Problems), allAre(all))
 	case all == 0:
 		return yellow, "NOTHING TO ENFORCE: no pod of this node is known. Pods come from the manifests; check that their nodeName is " + s.Node + "."
 	case open > 0:
@@ -151,6 +221,9 @@ func (a *app) printProblems(ps []control.Problem) {
 		if p.Severity == "error" {
 			st = red
 		}
-		a.outf("\n%s %s\n    %s\n", paint(a.colour, st, clean(strings.ToUpper(p.Severity))), clean(p.About()), clean(p.Message))
+		a.outf("\n%s %s\n", paint(a.colour, st, clean(strings.ToUpper(p.Severity))), clean(p.About()))
+		for line := range strings.SplitSeq(p.Message, "\n") {
+			a.outf("    %s\n", clean(line))
+		}
 	}
 }

@@ -43,7 +43,9 @@ type Problem struct {
 	Severity string `json:"severity"` // error or warning
 	Object   string `json:"object"`   // what it is about; empty for a file as a whole
 	Path     string `json:"path,omitempty"`
-	Message  string `json:"message"` // what is wrong and what to do
+	Message  string `json:"message"` // what is wrong and what to do; some have several lines
+	// Reason is a kube.Reason if this is about an object or a file, else empty.
+	Reason string `json:"reason,omitempty"`
 	// File is where the object is written, relative to the agent's manifests, and
 	// Line, from 1, the place in it; 0 if it is not known.
 	File string `json:"file,omitempty"`
@@ -67,7 +69,8 @@ func (p Problem) About() string {
 	return strings.TrimSuffix(strings.Join(parts, " "), ":")
 }
 
-// Endpoint is a pod of this node.
+// Endpoint is a pod of this node, or an interface that has lost its pod: quarantined,
+// under the name of its last pod, or without one.
 type Endpoint struct {
 	Namespace string       `json:"namespace"`
 	Name      string       `json:"name"`
@@ -78,7 +81,8 @@ type Endpoint struct {
 	// Message says why the state is not enforced.
 	Message string `json:"message,omitempty"`
 	// Egress and Ingress are a policy.Isolation each: isolated if what no rule accepts
-	// is denied, governed if what no rule denies is accepted, open without a policy.
+	// is denied, governed if what no rule denies is accepted, open without
+	// a policy or where nothing is enforced.
 	Egress  string `json:"egress"`
 	Ingress string `json:"ingress"`
 	// Dropped counts dropped packets, Forwarded first packets that were admitted. Both are exact.

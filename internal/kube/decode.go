@@ -383,7 +383,7 @@ func describe(n *yaml.Node) string {
 		return "the boolean " + strconv.Quote(text)
 	}
 	if !isString(n) {
-		return "the word " + strconv.Quote(text) + ", which some readers of YAML take for a boolean,"
+		return "the word " + strconv.Quote(text) + ", which YAML 1.1 takes for a boolean, like y, n, yes, no, on and off,"
 	}
 	return "the text " + strconv.Quote(text)
 }

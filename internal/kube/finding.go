@@ -79,6 +79,8 @@ const (
 	ReasonDuplicateObject    Reason = "DuplicateObject"    // a second object of the same kind and name
 	ReasonEmptyFile          Reason = "EmptyFile"          // a file lost its objects without being deleted
 	ReasonUnreadable         Reason = "Unreadable"         // the file can't be read
+	ReasonCutOff             Reason = "AllPodsCutOff"      // all pods are cut off because of a file that was never read
+	ReasonLastVersion        Reason = "LastVersion"        // a file's last good version is in force, not the one that is there
 	ReasonNotCovered         Reason = "NotCovered"         // traffic that can't be enforced (I11)
 	ReasonAnnotation         Reason = "Annotation"         // a postern.dev annotation that says nothing usable
 	ReasonHeld               Reason = "Held"               // deleted, and in force until its namespace's pods have ended

@@ -216,7 +216,7 @@ func (r *mutationRig) try(t *testing.T, n int) string {
 	for _, f := range slices.Concat(cold.Findings(), warm.Findings()) {
 		wrong = wrong || f.Severity == kube.Error
 		located = located || (f.File == name && (f.Path != "" || f.Line > 0) && !r.errors[f.String()])
-		if f.Severity == kube.Error && (f.File == "" || (f.Path == "" && f.Line == 0 && f.Reason != kube.ReasonUnreadable && f.Reason != kube.ReasonEmptyFile && f.Reason != kube.ReasonSyntax)) {
+		if f.Severity == kube.Error && (f.File == "" || (f.Path == "" && f.Line == 0 && f.Reason != kube.ReasonUnreadable && f.Reason != kube.ReasonCutOff && f.Reason != kube.ReasonEmptyFile && f.Reason != kube.ReasonSyntax)) {
 			fail("an error without a place: %s", f)
 		}
 	}

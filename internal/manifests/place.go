@@ -159,17 +159,24 @@ func (s *Store) fileFindings(f *file) {
 	switch {
 	case f.stale():
 		s.findings = append(s.findings, kube.Finding{
-			File: f.path, Severity: kube.Warning, Reason: kube.ReasonUnreadable,
-			Message: fmt.Sprintf("the last version of this file that could be read stays in force: %d objects; correct what its other findings name, or delete the file to remove its objects", len(f.good.objects)),
+			File: f.path, Severity: kube.Warning, Reason: kube.ReasonLastVersion,
+			Message: "the last version of this file that could be read stays in force: " + objects(len(f.good.objects)) + "; correct what its other findings name, or delete the file to remove its objects",
 		})
 	case len(f.bad) > 0:
 		s.findings = append(s.findings, kube.Finding{
-			File: f.path, Severity: kube.Error, Reason: kube.ReasonUnreadable,
+			File: f.path, Severity: kube.Error, Reason: kube.ReasonCutOff,
 			Message: "what this file would deny is not known, so all pods are cut off until it can be read: correct what its other findings name, or take the file out of the directory",
 		})
 	case f.good != nil:
 		s.findings = append(s.findings, f.good.findings...)
 	}
+}
+
+func objects(n int) string {
+	if n == 1 {
+		return "1 object"
+	}
+	return fmt.Sprintf("%d objects", n)
 }
 
 func isPolicy(ref kube.ObjectRef) bool {

@@ -59,8 +59,12 @@ type Store struct {
 	unsettled map[string]*unsettled
 	bindings  []Binding
 	findings  []kube.Finding // of files and bindings
-	linked    []string       // links to directories, which are not followed
+	skipped   []skipped      // what is there and not read
+	unlisted  string         // why a part of the directory could not be listed last time
 }
+
+// skipped is something in the directory that is not read, though it may be meant to be.
+type skipped struct{ path, why string }
 
 // file is one file of the directory.
 type file struct {
@@ -151,8 +155,12 @@ func (s *Store) rescan(touched map[string]bool, settle bool) Result {
 	s.root = followed(s.dir)
 	l := s.list()
 	res.Err, s.dirs = l.err, l.dirs
-	res.Changed = !slices.Equal(s.linked, l.linked)
-	s.linked = l.linked
+	unlisted := ""
+	if l.err != nil {
+		unlisted = strings.ReplaceAll(l.err.Error(), "\n", "; ")
+	}
+	res.Changed = !slices.Equal(s.skipped, l.skipped) || s.unlisted != unlisted
+	s.skipped, s.unlisted = l.skipped, unlisted
 	var deleted []*file
 	going := false // some file is missing, and not yet deleted
 	for path, f := range s.files {
@@ -264,7 +272,7 @@ type listing struct {
 	dirs     map[string]*dirInfo // see Store.dirs
 	kept     []string            // what could not be listed, whose files are to be kept
 	dangling []string            // links to nothing
-	linked   []string            // links to directories, which are not followed
+	skipped  []skipped           // what is not read
 	err      error
 }
 
@@ -309,7 +317,7 @@ func (s *Store) visit(l *listing, rel, path string, d fs.DirEntry) error {
 	}
 	if d.Type()&fs.ModeSymlink != 0 {
 		if info, err := os.Stat(path); err == nil && info.IsDir() {
-			l.linked = append(l.linked, rel)
+			l.skipped = append(l.skipped, skipped{rel, "a link to a directory, whose manifests are not read: put the directory itself here, or links to its files"})
 			return nil
 		}
 	}
@@ -324,6 +332,8 @@ func (s *Store) visit(l *listing, rel, path string, d fs.DirEntry) error {
 		l.keep(rel, err)
 	case info.Mode().IsRegular():
 		l.found[rel] = info
+	default:
+		l.skipped = append(l.skipped, skipped{rel, "no regular file but a pipe, socket or device, which is not read: put a file here"})
 	}
 	return nil
 }
@@ -519,10 +529,13 @@ func (s *Store) Findings() []kube.Finding {
 		out = append(out, f)
 	}
 	out = append(out, s.waitedFor()...)
-	for _, path := range s.linked {
+	for _, it := range s.skipped {
+		out = append(out, kube.Finding{File: it.path, Severity: kube.Warning, Reason: kube.ReasonUnreadable, Message: it.why})
+	}
+	if s.unlisted != "" {
 		out = append(out, kube.Finding{
-			File: path, Severity: kube.Warning, Reason: kube.ReasonUnreadable,
-			Message: "a link to a directory, whose manifests are not read: put the directory itself here, or links to its files",
+			Object: kube.ObjectRef{Kind: "Directory", Name: s.dir}, Severity: kube.Error, Reason: kube.ReasonUnreadable,
+			Message: "can't be listed: " + s.unlisted + ". What was read there before stays in force, and changes are not seen: put the directory back, or correct its permissions",
 		})
 	}
 	for _, p := range s.taken {

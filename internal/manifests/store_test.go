@@ -2,6 +2,7 @@ package manifests
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -192,7 +193,7 @@ func TestUnreadableKeepsLastGood(t *testing.T) {
 			w.wantVerdict("192.0.2.1", byRule)
 			w.wantVerdict("192.0.3.1", byIsolation)
 			w.wantFinding(c.finding)
-			w.wantFinding("the last version of this file that could be read stays in force: 1 objects")
+			w.wantFinding("the last version of this file that could be read stays in force: 1 object;")
 			if !w.Complete() {
 				t.Error("not complete, though the file was read once")
 			}
@@ -672,7 +673,7 @@ func TestLinkToNothing(t *testing.T) {
 			w.now = w.now.Add(time.Hour)
 			w.wantVerdict("192.0.3.1", byIsolation)
 			w.wantFinding("p.yaml: error: the file is a link to nothing")
-			w.wantFinding("the last version of this file that could be read stays in force: 1 objects")
+			w.wantFinding("the last version of this file that could be read stays in force: 1 object;")
 		}
 		link("..data", "..v1")
 		w.Rescan(nil)
@@ -691,6 +692,19 @@ func TestLinkToNothing(t *testing.T) {
 	link("q.yaml", "nowhere") // never read
 	w.Rescan(nil)
 	w.wantVerdict("192.0.3.1", `dropped by (invalid) q.yaml egress[0] "not understood"`)
+}
+
+// TestSpecialFiles: what is no file is not read, and it is told (I11).
+func TestSpecialFiles(t *testing.T) {
+	w := newWorld(t, map[string]string{"web.yaml": podWeb})
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "unix", filepath.Join(w.dir, "socket.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	w.rescan()
+	w.wantFinding("socket.yaml: warning: no regular file")
 }
 
 // TestLinkToDirectory: what is not read is said (I11), but for the hidden links of
@@ -743,22 +757,26 @@ func TestWrittenInPlace(t *testing.T) {
 	w.wantVerdict("192.0.3.1", byNobody)
 }
 
+// TestDirectoryGone: what was read stays in force (I6), and it is told (I11).
 func TestDirectoryGone(t *testing.T) {
 	w := newWorld(t, map[string]string{"sub/web.yaml": podWeb, "sub/p.yaml": isolate})
 	if err := os.Rename(w.dir, w.dir+".away"); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 {
-		if res := w.Rescan(nil); res.Err == nil || res.Changed {
-			t.Errorf("got %+v", res)
+	for i := range 2 {
+		if res := w.Rescan(nil); res.Err == nil || res.Changed != (i == 0) {
+			t.Errorf("rescan %d: %+v", i, res)
 		}
 		w.now = w.now.Add(time.Hour)
 	}
+	w.wantFinding("error: Directory " + w.dir + " can't be listed: ")
 	w.wantVerdict("192.0.3.1", byIsolation)
 	if err := os.Rename(w.dir+".away", w.dir); err != nil {
 		t.Fatal(err)
 	}
-	w.rescan()
+	if res := w.rescan(); !res.Changed || kube.HasErrors(w.Findings()) {
+		t.Errorf("it is back: %+v, %v", res, w.Findings())
+	}
 	w.wantVerdict("192.0.3.1", byIsolation)
 }
 

@@ -43,7 +43,7 @@ type Watcher struct {
 // the goroutine of Run only and must not keep the Store.
 //
 // An error that keeps the directory from being listed at the start is returned;
-// later ones are logged, and what was read before stays in force (I6).
+// later ones are logged and in Findings, and what was read before stays in force (I6).
 func (w *Watcher) Run(ctx context.Context, onChange func(*Store)) error {
 	n := w.notifications()
 	defer n.close()
@@ -89,7 +89,9 @@ func (w *Watcher) Run(ctx context.Context, onChange func(*Store)) error {
 		}
 		failed = res.Err != nil
 		wait.retry(res)
-		poll.Reset(w.every(n))
+		if poll.Reset(w.every(n)); failed {
+			poll.Reset(min(w.every(n), pollRescan)) // nobody tells when it is back
+		}
 		if res.Changed {
 			onChange(w.Store)
 		}
