@@ -24,7 +24,7 @@ const (
 // probe is one way out that is tried, over IPv4 and IPv6.
 type probe struct {
 	from *lab.Pod // nil: from outside of the cluster
-	what string // the destination, for people
+	what string   // the destination, for people
 	// to are the addresses that the pod dials, at those the sniffers look.
 	to, at [2]netip.AddrPort
 	speak  string // http, https or dns
