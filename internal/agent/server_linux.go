@@ -146,7 +146,7 @@ func (a *Agent) serve(ctx context.Context, l net.Listener) error {
 	if a.cfg.Metrics != "" {
 		ml, err := net.Listen("tcp", a.cfg.Metrics)
 		if err != nil {
-			return errors.Join(fmt.Errorf("metrics: %w", err), srv.Close(), <-errs)
+			return errors.Join(fmt.Errorf("--metrics: %w", err), srv.Close())
 		}
 		mmux := http.NewServeMux()
 		mmux.Handle("GET /metrics", metrics)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -261,7 +262,7 @@ func (a *app) hint(err error) error {
 
 // privileged adds to an error of something that only root may do how to do it.
 func (a *app) privileged(err error) error {
-	if errors.Is(err, fs.ErrPermission) {
+	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
 		return fmt.Errorf("%w\nthis needs root: run it with sudo", err)
 	}
 	return err

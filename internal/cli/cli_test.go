@@ -180,6 +180,8 @@ func TestOutput(t *testing.T) {
 		"explain-bad-proto":     {healthy(), "explain shop/frontend 203.0.113.66 --protocol tpc", ExitUsage},
 		"explain-offline":       {nil, "explain shop/frontend 203.0.113.66 --port 443 --manifests testdata/bad", ExitProblem},
 		"explain-offline-nopod": {nil, "explain shop/x 203.0.113.66 --port 443 --manifests testdata/bad", ExitUsage},
+		"explain-icmp-port":     {healthy(), "explain shop/frontend 203.0.113.66 --protocol icmp --port 3", ExitUsage},
+		"explain-two-sources":   {nil, "explain shop/frontend 203.0.113.66 --port 443 --manifests testdata/bad --lab lab", ExitUsage},
 		"validate":              {nil, "policy validate testdata/good", ExitOK},
 		"validate-bad":          {nil, "policy validate testdata/bad", ExitProblem},
 		"validate-json":         {nil, "policy validate testdata/bad -o json", ExitProblem},

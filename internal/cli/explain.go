@@ -48,6 +48,11 @@ the backend that a Service chooses.`,
 		if err != nil {
 			return err
 		}
+		for _, other := range []string{"lab", "socket"} {
+			if dir != "" && cmd.Flags().Changed(other) {
+				return usagef("--manifests and --%s: the one asks files, the other an agent; leave one out", other)
+			}
+		}
 		q.From, q.To = args[0], args[1]
 		var res control.ExplainResponse
 		if dir != "" {

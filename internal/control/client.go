@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 
 	"github.com/postern-dev/postern/internal/flow"
@@ -18,9 +19,18 @@ import (
 // ErrNoAgent is wrapped by errors of a Client that finds no agent at its socket.
 var ErrNoAgent = errors.New("no agent")
 
-// ErrRequest is wrapped by errors of a Client whose question made no sense to the
-// agent, such as one about a pod that does not exist.
+// ErrRequest is what errors of a Client are whose question made no sense to the
+// agent, such as one about a pod that does not exist; the text is the agent's.
 var ErrRequest = errors.New("bad request")
+
+// requestError is an ErrRequest.
+type requestError string
+
+// Error is error's.
+func (e requestError) Error() string { return string(e) }
+
+// Is makes it an ErrRequest.
+func (requestError) Is(target error) bool { return target == ErrRequest }
 
 // Client talks to one agent.
 type Client struct {
@@ -53,7 +63,7 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (io.Read
 	}
 	res, err := c.http.Do(req)
 	switch {
-	case errors.Is(err, fs.ErrPermission):
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
 		return nil, fmt.Errorf("agent at %s: %w\nthis needs root: run it with sudo", c.socket, cause(err))
 	case err != nil && ctx.Err() == nil:
 		return nil, fmt.Errorf("%w at %s (%w): is posternd agent running on this node?", ErrNoAgent, c.socket, cause(err))
@@ -64,7 +74,7 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (io.Read
 		defer func() { _ = res.Body.Close() }()
 		text, _ := io.ReadAll(io.LimitReader(res.Body, 4096))
 		if res.StatusCode == http.StatusBadRequest {
-			return nil, fmt.Errorf("%w: %s", ErrRequest, strings.TrimSpace(string(text)))
+			return nil, requestError(strings.TrimSpace(string(text)))
 		}
 		return nil, fmt.Errorf("agent: %s", strings.TrimSpace(string(text)))
 	}

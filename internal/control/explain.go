@@ -29,6 +29,9 @@ func Explain(s *policy.Snapshot, q ExplainRequest) (ExplainResponse, error) {
 	if proto.HasPorts() && q.Port == 0 {
 		return res, fmt.Errorf("port: want one from 1 to 65535 for %s", proto)
 	}
+	if !proto.HasPorts() && q.Port != 0 {
+		return res, fmt.Errorf("port: %s has no ports, leave it out", proto)
+	}
 	from, err := openerOf(s, q.From)
 	if err != nil {
 		return res, err

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"fmt"
 	"net/netip"
 	"net/url"
 	"strconv"
@@ -190,14 +191,14 @@ func ParseFilter(q url.Values) (Filter, error) {
 	if s := q.Get("since"); s != "" {
 		t, err := time.Parse(time.RFC3339Nano, s)
 		if err != nil {
-			return f, err
+			return f, fmt.Errorf("since %q: want a time such as 2026-01-31T15:04:05Z", s)
 		}
 		f.Since = t
 	}
 	if s := q.Get("limit"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil {
-			return f, err
+			return f, fmt.Errorf("limit %q: want a number", s)
 		}
 		f.Limit = n
 	}

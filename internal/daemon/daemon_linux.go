@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -29,23 +31,31 @@ const (
 )
 
 // errUsage is wrapped by errors of the command line.
-var errUsage = errors.New("usage")
+var errUsage = errors.New("wrong command line")
 
 // Main runs posternd and returns its exit code.
 func Main(args []string) int {
-	cmd := command()
-	cmd.SetArgs(args)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := privileged(cmd.ExecuteContext(ctx), os.Geteuid())
-	switch {
-	case err == nil:
+	return run(ctx, args, os.Stdout, os.Stderr)
+}
+
+func run(ctx context.Context, args []string, out, errs io.Writer) int {
+	cmd := command()
+	cmd.SetArgs(args)
+	cmd.SetOut(out)
+	cmd.SetErr(errs)
+	ran := false // a command began: other errors are of the command line
+	cmd.PersistentPreRun = func(*cobra.Command, []string) { ran = true }
+	cmd, err := cmd.ExecuteContextC(ctx)
+	if err == nil {
 		return exitOK
-	case errors.Is(err, errUsage):
-		fmt.Fprintln(os.Stderr, "posternd:", err)
+	}
+	_, _ = fmt.Fprintln(errs, "posternd:", privileged(err, os.Geteuid()))
+	if !ran || errors.Is(err, errUsage) {
+		_, _ = fmt.Fprintf(errs, "Run '%s --help' for usage.\n", cmd.CommandPath())
 		return exitUsage
 	}
-	fmt.Fprintln(os.Stderr, "posternd:", err)
 	return exitError
 }
 
@@ -54,7 +64,7 @@ func privileged(err error, euid int) error {
 	if euid == 0 || errors.Is(err, errUsage) || !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
-	return fmt.Errorf("needs root (CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN): run it with sudo\n%w", err)
+	return fmt.Errorf("needs root: run it with sudo\n%w", err)
 }
 
 func command() *cobra.Command {
@@ -62,9 +72,18 @@ func command() *cobra.Command {
 		Use: "posternd", Short: "Postern's node daemon", SilenceErrors: true, SilenceUsage: true,
 		Version: version(), CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
-	root.AddCommand(agentCommand(), uninstallCommand())
+	root.SetVersionTemplate("posternd {{.Version}}\n")
+	root.AddCommand(agentCommand(), uninstallCommand(), versionCommand())
 	return root
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Run: func(cmd *cobra.Command, _ []string) {
+			_, _ = fmt.Fprintln(cmd.OutOrStdout(), "posternd", version())
+		},
+	}
 }
 
 func version() string {
@@ -77,7 +96,7 @@ func version() string {
 // paths are flags that agent and uninstall share.
 type paths struct {
 	bpffs, state, socket string
-	mark                 uint32
+	mark                 markValue
 }
 
 func (p *paths) flags(cmd *cobra.Command) {
@@ -85,14 +104,15 @@ func (p *paths) flags(cmd *cobra.Command) {
 	f.StringVar(&p.bpffs, "bpffs", "/sys/fs/bpf", "mounted bpffs; what is pinned stands in its directory postern")
 	f.StringVar(&p.state, "state-dir", "/var/lib/postern", "directory for names that must outlive a restart")
 	f.StringVar(&p.socket, "socket", control.DefaultSocket, "control socket")
-	f.Uint32Var(&p.mark, "mark", datapath.DefaultMark, "the one bit of the packet mark that says \"inspected\"; no other agent may use it")
+	p.mark = datapath.DefaultMark
+	f.Var(&p.mark, "mark", "the one bit of the packet mark that says \"inspected\"; no other agent may use it")
 }
 
 func agentCommand() *cobra.Command {
 	var p paths
 	var manifests, node, metrics, level, options string
-	var quota uint32
-	var records int
+	quota := rangeValue{16384, 1, maxQuota}
+	records := rangeValue{65536, minRecords, maxRecords}
 	cmd := &cobra.Command{
 		Use: "agent --manifests DIR", Short: "Enforce the policies of a directory on this node", Args: cobra.NoArgs,
 		Long: `Enforce the policies of a directory on this node.
@@ -107,30 +127,37 @@ agent takes over. 'posternd uninstall' ends enforcement.`,
 			if manifests == "" {
 				return fmt.Errorf("%w: --manifests names the directory to enforce", errUsage)
 			}
-			if _, err := os.ReadDir(manifests); err != nil {
-				return fmt.Errorf("--manifests: %w", err)
-			}
 			if node == "" {
-				var err error
-				if node, err = os.Hostname(); err != nil {
+				host, err := os.Hostname()
+				if err != nil {
 					return fmt.Errorf("--node-name: %w", err)
 				}
+				node = strings.ToLower(host) // as kubelet does
+			}
+			if err := errors.Join(checkNodeName(node), checkMetrics(metrics)); err != nil {
+				return err
 			}
 			var lv slog.Level
 			if err := lv.UnmarshalText([]byte(level)); err != nil {
-				return fmt.Errorf("%w: --log-level: %w", errUsage, err)
+				return fmt.Errorf("%w: --log-level %q: want debug, info, warn or error", errUsage, level)
 			}
 			parse, err := parseOptions(options)
 			if err != nil {
 				return err
+			}
+			if err := checkCapabilities(); err != nil {
+				return err
+			}
+			if _, err := os.ReadDir(manifests); err != nil {
+				return fmt.Errorf("--manifests: %w", err)
 			}
 			if err := checkBPFFS(p.bpffs); err != nil {
 				return err
 			}
 			return agent.Run(cmd.Context(), agent.Config{
 				Node: node, Manifests: manifests, Socket: p.socket, StateDir: p.state, Metrics: metrics,
-				Datapath:    datapath.Config{PinDir: filepath.Join(p.bpffs, "postern"), Mark: p.mark, FlowQuota: quota},
-				IPv4Options: parse, Version: version(), Records: records, Now: time.Now, //nolint:forbidigo // the program's clock starts here
+				Datapath:    datapath.Config{PinDir: filepath.Join(p.bpffs, "postern"), Mark: uint32(p.mark), FlowQuota: uint32(quota.n)},
+				IPv4Options: parse, Version: version(), Records: records.n, Now: time.Now, //nolint:forbidigo // the program's clock starts here
 				Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: lv})),
 			})
 		},
@@ -141,11 +168,18 @@ agent takes over. 'posternd uninstall' ends enforcement.`,
 	f.StringVar(&node, "node-name", "", "this node's name; Pods with this or no nodeName are enforced here (default: the host's name)")
 	f.StringVar(&metrics, "metrics", "", "TCP address that serves /metrics, such as 127.0.0.1:9464 (default: the control socket only)")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
-	f.Uint32Var(&quota, "flow-quota", 16384, "flows that one pod may have at a time")
+	f.Var(&quota, "flow-quota", fmt.Sprintf("flows that one pod may have at a time, at most %d", maxQuota))
 	f.StringVar(&options, "ipv4-options", optionsDrop, "what to do with packets that have IPv4 options: Drop them, or Parse them and judge them by policy; source routes are always dropped")
-	f.IntVar(&records, "records", 65536, "flow records kept in memory")
+	f.Var(&records, "records", fmt.Sprintf("flow records kept in memory, %d to %d", minRecords, maxRecords))
 	return cmd
 }
+
+// Limits of flags. The kernel takes 16 bytes for each flow of a quota before there
+// is one, for every pod; a record takes some hundred bytes here.
+const (
+	maxQuota               = 1 << 20
+	minRecords, maxRecords = 1024, 10_000_000
+)
 
 // Values of --ipv4-options.
 const (
@@ -166,13 +200,16 @@ func uninstallCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "uninstall", Short: "End enforcement on this node and remove every trace of it", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkCapabilities(); err != nil {
+				return err
+			}
 			switch _, err := control.NewClient(p.socket).Status(cmd.Context()); {
 			case err == nil:
 				return fmt.Errorf("an agent is running (%s); stop it first, or it would enforce again", p.socket)
 			case errors.Is(err, fs.ErrPermission):
 				return fmt.Errorf("uninstall: %w", err) // there may be one
 			}
-			if err := datapath.Uninstall(datapath.Config{PinDir: filepath.Join(p.bpffs, "postern"), Mark: p.mark}); err != nil {
+			if err := datapath.Uninstall(datapath.Config{PinDir: filepath.Join(p.bpffs, "postern"), Mark: uint32(p.mark)}); err != nil {
 				return fmt.Errorf("uninstall: %w", err)
 			}
 			if err := agent.RemoveSocket(p.socket, p.state); err != nil {

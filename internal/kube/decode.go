@@ -12,6 +12,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 const (
@@ -146,9 +147,14 @@ func (d *decoder) unmarshal(n *yaml.Node, u json.Unmarshaler) {
 	if err == nil {
 		err = u.UnmarshalJSON(raw)
 	}
-	if err != nil {
-		d.problem(n, ReasonWrongType, "%s is not understood: %v", describe(n), err)
+	if err == nil {
+		return
 	}
+	if _, ok := u.(*metav1.Time); ok {
+		d.problem(n, ReasonWrongType, "%s is no time: write one such as 2026-01-31T15:04:05Z", describe(n))
+		return
+	}
+	d.problem(n, ReasonWrongType, "%s is not understood: %v", describe(n), err)
 }
 
 func (d *decoder) structure(n *yaml.Node, v reflect.Value) {
