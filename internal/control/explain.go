@@ -3,8 +3,10 @@ package control
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
+	"github.com/postern-dev/postern/internal/flow"
 	"github.com/postern-dev/postern/internal/packet"
 	"github.com/postern-dev/postern/internal/policy"
 )
@@ -87,6 +89,9 @@ func (w *way) egress(from, to *policy.Pod) []arrival {
 		}
 	} else {
 		e := policy.Explain(w.s, from.Key(), policy.Egress, w.t)
+		if !from.HostNetwork && isMartian(packet.Judged(w.t.Dst)) {
+			byDatapath(&e, "the destination is on no wire, as loopback or unspecified, and the datapath drops it before policy is asked; what a pod sends to its own loopback does not leave it")
+		}
 		w.explanations = append(w.explanations, e)
 		w.text = append(w.text, e.String())
 		direct.egress = e.Decision.Verdict
@@ -112,6 +117,9 @@ func (w *way) ingress(ends []arrival) policy.Verdict {
 			t := w.t
 			t.Dst, t.DstPort = end.dst.Addr(), end.dst.Port()
 			e := policy.Explain(w.s, end.pod.Key(), policy.Ingress, t)
+			if isMartian(t.Src) && governed(&e) {
+				byDatapath(&e, "nothing can be answered to the source, which is loopback or unspecified: the datapath drops it where policies govern the pod's ingress")
+			}
 			w.explanations = append(w.explanations, e)
 			w.text = append(w.text, w.receiver(e))
 			verdict = e.Decision.Verdict
@@ -127,6 +135,28 @@ func (w *way) ingress(ends []arrival) policy.Verdict {
 		return policy.Dropped
 	}
 	return policy.Deferred
+}
+
+// isMartian reports whether the datapath takes an address for one that is on no
+// wire: is_martian in bpf/postern.c. Source: RFC 1122 section 3.2.1.3, RFC 4291
+// section 2.5.
+func isMartian(a netip.Addr) bool {
+	return a.IsLoopback() || a.IsUnspecified() || (a.Is4() && a.As4()[0] == 0)
+}
+
+// governed reports whether some policy has a say in e: if none decided, those that
+// it lists have rules.
+func governed(e *policy.Explanation) bool {
+	return e.Decision.Rule.Index != policy.IndexNoMatch || slices.ContainsFunc(e.Tiers, func(t policy.TierTrace) bool {
+		return slices.ContainsFunc(t.Policies, func(p policy.PolicyTrace) bool { return len(p.Rules) > 0 })
+	})
+}
+
+// byDatapath makes e say that the datapath drops a martian.
+func byDatapath(e *policy.Explanation, note string) {
+	rule := policy.RuleRef{Direction: e.Direction, Index: policy.IndexDatapath, Name: flow.ReasonMartian.String()}
+	e.Decision, e.Note = policy.Decision{Verdict: policy.Dropped, Rule: rule}, note
+	e.Service, e.Tiers = nil, nil
 }
 
 // receiver prints the ingress of a pod: the whole way through the tiers once for
@@ -195,6 +225,9 @@ func endOf(s *policy.Snapshot, name, field string) (end, error) {
 	if a, err := netip.ParseAddr(name); err == nil {
 		a = packet.Unmap(a)
 		return end{pod: podAt(s, packet.Judged(a)), addrs: []netip.Addr{a}}, nil
+	}
+	if _, err := netip.ParsePrefix(name); err == nil {
+		return end{}, fmt.Errorf("%s %s: is a network; name one address of it", field, name)
 	}
 	kind, rest, _ := cutKind(name)
 	ns, n, ok := strings.Cut(rest, "/")

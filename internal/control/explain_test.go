@@ -189,3 +189,52 @@ func TestExplainRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestExplainNetwork: a flow has an address at its end.
+func TestExplainNetwork(t *testing.T) {
+	for _, q := range []control.ExplainRequest{
+		{From: "shop/frontend", To: "203.0.113.0/24", Port: 443}, {From: "2001:db8::/32", To: "shop/open", Port: 443},
+	} {
+		if _, err := control.Explain(shop(), q); err == nil || !strings.Contains(err.Error(), "is a network; name one address of it") {
+			t.Errorf("%+v: %v", q, err)
+		}
+	}
+}
+
+// TestExplainMartians: what the datapath drops whatever policy says is not allowed.
+func TestExplainMartians(t *testing.T) {
+	everywhere := policy.Policy{
+		Kind: policy.KindNetworkPolicy, Namespace: "shop", Name: "all", Tier: policy.TierNetworkPolicy,
+		Subject: policy.Subject{Selects: true, Namespace: "shop"}, Isolates: [2]bool{policy.Egress: true},
+		Rules: [2][]policy.Rule{policy.Egress: {{Action: policy.Accept, AnyPeer: true, AnyPort: true}}},
+	}
+	const dropped = `Dropped by egress datapath "martian"`
+	for _, c := range []struct {
+		from, to string
+		policies []policy.Policy
+		verdict  policy.Verdict
+		text     string
+	}{
+		{"shop/frontend", "127.0.0.1", []policy.Policy{everywhere}, policy.Dropped, dropped},
+		{"shop/frontend", "127.255.255.254", []policy.Policy{everywhere}, policy.Dropped, dropped},
+		{"shop/frontend", "64:ff9b::7f00:1", []policy.Policy{everywhere}, policy.Dropped, dropped},
+		{"shop/frontend", "64:ff9b::1", nil, policy.Dropped, dropped}, // 0.0.0.1
+		{"shop/frontend", "0.0.0.0", nil, policy.Dropped, dropped},
+		{"shop/frontend", "0.255.0.1", nil, policy.Dropped, dropped},
+		{"shop/frontend", "::", nil, policy.Dropped, dropped},
+		{"shop/frontend", "::1", nil, policy.Dropped, dropped},
+		{"shop/frontend", "::2", nil, policy.Forwarded, "Forwarded by"},
+		{"shop/frontend", "128.0.0.1", []policy.Policy{everywhere}, policy.Forwarded, "Forwarded by networkpolicy shop/all egress[0]"},
+		{"shop/frontend", "64:ff9b::808:808", []policy.Policy{everywhere}, policy.Forwarded, "Forwarded by networkpolicy shop/all egress[0]"},
+		{"127.0.0.1", "pod/shop/cart", nil, policy.Forwarded, "Forwarded by"},
+		{"127.0.0.1", "pod/shop/cart", []policy.Policy{isolated()}, policy.Dropped, `Dropped by ingress datapath "martian"`},
+		{"127.0.0.1", "pod/shop/cart", []policy.Policy{admitted(80)}, policy.Dropped, `Dropped by ingress datapath "martian"`},
+		{"127.0.0.1", "shop/open", []policy.Policy{isolated(), admitted(80)}, policy.Forwarded, "Forwarded by"},
+		{"::1", "pod/shop/cart", []policy.Policy{isolated()}, policy.Dropped, `Dropped by ingress datapath "martian"`},
+	} {
+		res, err := control.Explain(shop(c.policies...), control.ExplainRequest{From: c.from, To: c.to, Port: 443})
+		if err != nil || res.Verdict != c.verdict.String() || !strings.Contains(res.Text, c.text) {
+			t.Errorf("%s to %s: %s, %v\n%s", c.from, c.to, res.Verdict, err, res.Text)
+		}
+	}
+}

@@ -401,6 +401,9 @@ const (
 	IndexDeferred = -9
 	// IndexCapacity: the endpoint's rules do not fit, so everything is denied (ErrCapacity).
 	IndexCapacity = -10
+	// IndexDatapath: the datapath drops the packet whatever policy says; Name is its
+	// reason. Evaluate never answers it.
+	IndexDatapath = -11
 )
 
 // Decision is the answer of Evaluate.

@@ -55,6 +55,8 @@ func indexText(index int) string {
 		return "deferred"
 	case IndexCapacity:
 		return "capacity"
+	case IndexDatapath:
+		return "datapath"
 	}
 	return "index" + strconv.Itoa(index)
 }
