@@ -213,7 +213,7 @@ func (a *app) noLabAgent(name string) error {
 	case err == nil && !slices.Contains(names, name):
 		return &exitError{ExitNoAgent, fmt.Errorf("%w: there is no lab %q%s; 'lab up %s --agent' starts it", control.ErrNoAgent, name, others(names), name)}
 	}
-	return &exitError{ExitNoAgent, fmt.Errorf("%w in lab %s: 'lab down %s', then 'lab up %s --agent' starts it with agents", control.ErrNoAgent, a.lab, name, name)}
+	return &exitError{ExitNoAgent, fmt.Errorf("%w in lab %s: 'lab status %s' has its nodes, 'lab agent %s' starts posternd on them", control.ErrNoAgent, a.lab, name, name)}
 }
 
 // outputFlag adds -o and returns a function that tells whether it is json.
@@ -250,7 +250,7 @@ func (a *app) hint(err error) error {
 	}
 	if a.lab != "" {
 		name, _, _ := strings.Cut(a.lab, "/")
-		return fmt.Errorf("%w\nthe agent in lab %s has ended, and what it enforced stays in force; its log is %s.log\n'lab down %s', then 'lab up %s --agent' starts afresh", err, a.lab, filepath.Dir(a.socket), name, name)
+		return fmt.Errorf("%w\nthe agent in lab %s has ended, and what it enforced stays in force; its log is %s.log\n'lab agent %s' starts it again", err, a.lab, filepath.Dir(a.socket), name)
 	}
 	for _, s := range labSockets() {
 		if s.answers() {

@@ -32,7 +32,7 @@ of it touches the machine's own network, and 'lab down' leaves nothing behind.
 It needs Linux and root.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.labUpCommand(), a.labDownCommand(), a.labStatusCommand(), a.labExecCommand(), a.labListCommand(), a.labServeCommand())
+	cmd.AddCommand(a.labUpCommand(), a.labAgentCommand(), a.labDownCommand(), a.labStatusCommand(), a.labExecCommand(), a.labListCommand(), a.labServeCommand())
 	return cmd
 }
 
@@ -147,8 +147,48 @@ func isFile(path string) bool {
 	return err == nil && info.Mode().IsRegular()
 }
 
-// labAgent is an agent that runs in a lab.
-type labAgent struct{ node, socket, manifests string }
+func (a *app) labAgentCommand() *cobra.Command {
+	var daemon string
+	cmd := &cobra.Command{
+		Use: "agent [NAME]", Short: "Run posternd on every node of a lab where it does not run", Args: cobra.MaximumNArgs(1),
+		Long: `Run posternd on every node of a lab where it does not run: where it was ended, or in a
+lab that was started without --agent. It takes over what an earlier one enforced.`,
+	}
+	cmd.Flags().StringVar(&daemon, "posternd", "", "path of posternd (default: beside this program, or in PATH)")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		name := labName(args)
+		daemon, err := a.posternd(daemon)
+		if err != nil {
+			return err
+		}
+		done := a.progress("starting posternd in lab " + name)
+		defer done()
+		agents, err := a.startAgents(cmd.Context(), name, daemon)
+		if err != nil {
+			return a.labErr(name, err)
+		}
+		done()
+		for _, ag := range agents {
+			verb := "runs already"
+			if ag.started {
+				verb = "is started"
+			}
+			a.printf("posternd %s on %s, process %d: '%s status --lab %s' says what it enforces\n", verb, ag.Node, ag.PID, a.self(), name+"/"+ag.Node)
+		}
+		return nil
+	}
+	return cmd
+}
+
+// labAgent is an agent in a lab.
+type labAgent struct {
+	Node   string `json:"node"`
+	Socket string `json:"socket"`
+	// PID is 0 if it has ended.
+	PID       int `json:"pid"`
+	manifests string
+	started   bool // just now
+}
 
 // self is how the user runs this program as root.
 func (a *app) self() string {
@@ -177,7 +217,7 @@ func (a *app) printUp(name string, agents []labAgent) error {
 	}
 	node := ""
 	if len(agents) > 1 {
-		node = "/" + agents[0].node
+		node = "/" + agents[0].Node
 	}
 	a.printf("posternd runs on %s and enforces what is in\n  %s\n", plural(len(agents), "node"), agents[0].manifests)
 	a.printf("\nThere is no policy yet, so this reaches a host that it should not:\n")
@@ -263,15 +303,31 @@ func (a *app) labStatusCommand() *cobra.Command {
 		if err := errors.Join(err, l.Close()); err != nil {
 			return a.labErr(name, err)
 		}
+		agents := labAgents(name)
 		if js {
-			return a.printJSON(s)
+			return a.printJSON(struct {
+				lab.Status
+				Agents []labAgent `json:"agents"`
+			}{s, agents})
 		}
-		return a.printLab(s)
+		return a.printLab(s, agents)
 	}
 	return cmd
 }
 
-func (a *app) printLab(s lab.Status) error {
+// labAgents returns the agents of a lab, ended ones too.
+func labAgents(name string) []labAgent {
+	out := []labAgent{}
+	for _, socket := range labSockets() {
+		if socket.lab == name {
+			pid, _ := listener(socket.path)
+			out = append(out, labAgent{Node: socket.node, Socket: socket.path, PID: pid})
+		}
+	}
+	return out
+}
+
+func (a *app) printLab(s lab.Status, agents []labAgent) error {
 	servers := "no servers run: 'postern lab down' and up again"
 	if s.ServerPID != 0 {
 		servers = fmt.Sprintf("servers run as process %d", s.ServerPID)
@@ -297,10 +353,16 @@ func (a *app) printLab(s lab.Status) error {
 	if err := t.flush(); err != nil {
 		return err
 	}
-	for _, socket := range labSockets() {
-		if socket.lab == s.Name {
-			a.printf("\nagent on %s: --lab %s (%s)\n", socket.node, s.Name+"/"+socket.node, socket.path)
+	a.outf("\n")
+	for _, ag := range agents {
+		if ag.PID == 0 {
+			a.printf("agent on %s: ENDED; what it enforced stays in force, and '%s lab agent %s' starts it again\n", ag.Node, a.self(), s.Name)
+			continue
 		}
+		a.printf("agent on %s: --lab %s, socket %s, process %d\n", ag.Node, s.Name+"/"+ag.Node, ag.Socket, ag.PID)
+	}
+	if len(agents) == 0 {
+		a.printf("no agent: '%s lab agent %s' starts posternd on every node\n", a.self(), s.Name)
 	}
 	return nil
 }

@@ -286,4 +286,12 @@ func TestLab(t *testing.T) {
 	if strings.Contains(errs.String(), "there is one") {
 		t.Errorf("says %q of the only agent that was asked for", errs.String())
 	}
+	if out := run(0, "lab", "status", name); !strings.Contains(out, "agent on node2: ENDED") || !strings.Contains(out, "lab agent "+name) {
+		t.Errorf("lab status of a dead agent: %s", out)
+	}
+	if out := run(0, "lab", "agent", name); !strings.Contains(out, "runs already on node1") || !strings.Contains(out, "is started on node2") {
+		t.Errorf("lab agent: %s", out)
+	}
+	run(0, "status", "--lab", name+"/node2")
+	run(2, "lab", "agent", "nowhere")
 }
