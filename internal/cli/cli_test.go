@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -101,7 +102,7 @@ func kept() (file, dir, both, pins *fakeAgent) {
 		{Severity: "warning", Message: "the last version of this file that could be read stays in force: 1 object", Reason: "LastVersion", File: "x.yaml"},
 	}
 	dir.status.Problems = []control.Problem{{Severity: "error", Object: "Directory /etc/m", Message: "can't be listed", Reason: "Unreadable"}}
-	both.status.Problems = append(file.status.Problems[:2:2], control.Problem{Severity: "error", Object: "NetworkPolicy a/b", Message: "is wrong", Reason: "WrongType", File: "y.yaml"})
+	both.status.Problems = slices.Concat(file.status.Problems, []control.Problem{{Severity: "error", Object: "NetworkPolicy a/b", Message: "is wrong", Reason: "WrongType", File: "y.yaml"}})
 	pins.status.Problems = []control.Problem{{Severity: "error", Object: "datapath", Message: "/sys/fs/bpf/postern/links is gone\ninterface a: pin link: no\x1b[1m such file"}}
 	return file, dir, both, pins
 }
@@ -189,6 +190,11 @@ func TestOutput(t *testing.T) {
 		"validate-warning":      {nil, "policy validate testdata/warning", ExitOK},
 		"validate-no-dir":       {nil, "policy validate testdata/nowhere", ExitUsage},
 		"validate-file":         {nil, "policy validate testdata/bad/policy.yaml", ExitUsage},
+		"validate-empty":        {nil, "policy validate testdata/empty", ExitOK},
+		"validate-empty-strict": {nil, "policy validate --strict testdata/empty", ExitProblem},
+		"validate-empty-json":   {nil, "policy validate --strict -o json testdata/empty", ExitProblem},
+		"validate-unreadable":   {nil, "policy validate testdata/unreadable", ExitProblem},
+		"explain-network":       {healthy(), "explain shop/frontend 203.0.113.0/24 --port 443", ExitUsage},
 		"validate-no-args":      {nil, "policy validate", ExitUsage},
 		"usage-command":         {nil, "stauts", ExitUsage},
 		"usage-flag":            {nil, "flows --verdit dropped", ExitUsage},

@@ -33,7 +33,8 @@ A record is made of a flow's first packet, of each dropped packet, and of a flow
 end ("closed"). Both ends have their names; an end outside of the cluster has its
 address. SENT and BACK are bytes, from the opener and to it. RULE is the rule that
 decided, or the reason in words with [its name], if no rule was asked. On a terminal
-too narrow for all of it bytes and direction are left out; a pipe gets everything.
+too narrow for all of it the rule is shortened or gets a line of its own, and bytes,
+direction and at last the time are left out; a pipe gets everything.
 
 All filters must hold. Without --since, --limit or --follow the newest 100 are shown.
 With -o json each record is a JSON object on a line of its own.

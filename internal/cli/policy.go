@@ -57,6 +57,8 @@ An error means that something was not understood and is closed: what an allowing
 would allow stays denied, a denying one denies more. A warning means that a policy is
 enforced as written but probably not as meant.
 
+A directory without a manifest is a warning: the path may be wrong.
+
 The exit code is 0 without errors, 1 with errors, 2 if DIR can't be read. --strict
 counts warnings as errors.`,
 		Example: "  postern policy validate ./policies\n  postern policy validate --strict -o json ./policies | jq .errors",
@@ -84,6 +86,13 @@ counts warnings as errors.`,
 			}
 			v.Findings = append(v.Findings, finding{f.File, f.Line, f.Severity.String(), f.Object.String(), f.Path, string(f.Reason), f.Message})
 		}
+		if v.Files == 0 {
+			v.Warnings++
+			v.Findings = append(v.Findings, finding{
+				File: args[0], Severity: kube.Warning.String(), Reason: reasonNoManifests,
+				Message: "there is no .yaml, .yml or .json file here: is this the right directory?",
+			})
+		}
 		if js {
 			err = a.printJSON(v)
 		} else {
@@ -97,8 +106,11 @@ counts warnings as errors.`,
 	return cmd
 }
 
+// reasonNoManifests is beside kube's: what a directory as a whole lacks.
+const reasonNoManifests = "NoManifests"
+
 // printFindings prints a finding in two lines: where, so that editors can jump
-// there, and what.
+// there, and what; in one if it is about a file as a whole.
 func (a *app) printFindings(v validation, strict bool) {
 	for _, f := range v.Findings {
 		st := yellow
@@ -116,12 +128,14 @@ func (a *app) printFindings(v validation, strict bool) {
 		if f.Path != "" {
 			about += " " + f.Path
 		}
+		if about == "" { // the file as a whole
+			a.outf("%s%s %s (%s)\n", clean(where), paint(a.colour, st, f.Severity+":"), clean(f.Message), clean(f.Reason))
+			continue
+		}
 		a.outf("%s%s %s\n    %s (%s)\n", clean(where), paint(a.colour, st, f.Severity+":"), clean(about), clean(f.Message), clean(f.Reason))
 	}
 	what := plural(v.Objects, "object") + " in " + plural(v.Files, "file")
 	switch {
-	case v.Files == 0:
-		a.say(yellow, "OK, but there is no .yaml, .yml or .json file here.")
 	case v.Errors > 0:
 		a.say(red, fmt.Sprintf("NOT OK: %s, %s; %s.", plural(v.Errors, "error"), plural(v.Warnings, "warning"), what))
 	case v.Warnings > 0 && strict:

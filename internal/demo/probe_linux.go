@@ -92,11 +92,12 @@ func (w *world) speak(ctx context.Context, p *probe, v int, wait time.Duration) 
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	var err error
-	if p.from == nil {
+	switch {
+	case p.from == nil:
 		_, err = w.lab.Outside().Get(ctx, p.speak, p.to[v], "demo.example.com")
-	} else if p.speak == "dns" {
+	case p.speak == "dns":
 		_, err = p.from.Resolve(ctx, "udp", p.to[v], "web.example.com", "A")
-	} else {
+	default:
 		_, err = p.from.Get(ctx, p.speak, p.to[v], "demo.example.com")
 	}
 	return err == nil
