@@ -566,7 +566,7 @@ func (a *Agent) unpinned(err error) error {
 	}
 	return fmt.Errorf("%s is gone: enforcement goes on while this agent runs, and ends with it. "+
 		"Then all that leaves the pods is dropped, and what comes to them is not checked. "+
-		"See that a bpffs is mounted there and that nothing removes its files, then start the agent again: it pins everything anew\n%w", dir, err)
+		"See that a bpffs is mounted there and that nothing removes its files: the agent then pins everything anew by itself\n%w", dir, err)
 }
 
 // lookAgain looks at what no event tells of: the interfaces in pods' network
