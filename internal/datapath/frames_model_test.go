@@ -35,6 +35,7 @@ type modelFlow struct {
 // modelState is how far a TCP connection has ended: RFC 9293 section 3.6.
 type modelState struct {
 	fin   [2]bool // seen from the pod, to the pod
+	reset [2]bool // the last packet was a reset
 	ended bool
 }
 
@@ -233,7 +234,9 @@ func (m *frameModel) conversation(p packet.Packet, dir policy.Direction) opinion
 	}
 	if state != nil && tcp && !opens {
 		state.fin[dir] = state.fin[dir] || p.TCPFlags&packet.TCPFin != 0
-		state.ended = state.ended || p.TCPFlags&packet.TCPRst != 0 || state.fin == [2]bool{true, true}
+		// Who goes on after a reset has sent none: it was forged.
+		state.reset[dir] = p.TCPFlags&packet.TCPRst != 0
+		state.ended = state.reset != [2]bool{} || state.fin == [2]bool{true, true}
 	}
 	return o
 }
