@@ -4,8 +4,10 @@ package cmdref
 
 import (
 	"fmt"
+	"os"
 	"strings"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
@@ -23,6 +25,22 @@ func Page(root *cobra.Command, title, intro, verbatim string) string {
 	})
 	walk(root, func(cmd *cobra.Command) { describe(&b, cmd, verbatim) })
 	return b.String()
+}
+
+// Compare fails, with what differs, if the file does not hold the page; with
+// update it writes the file instead.
+func Compare(file, page string, update bool) error {
+	if update {
+		return os.WriteFile(file, []byte(page), 0o644) //nolint:gosec // a page of the documentation
+	}
+	have, err := os.ReadFile(file) //nolint:gosec // the caller's
+	if err != nil {
+		return err
+	}
+	if diff := cmp.Diff(string(have), page); diff != "" {
+		return fmt.Errorf("%s is out of date, run make generate (-have +want)\n%s", file, diff)
+	}
+	return nil
 }
 
 // walk calls f for cmd and what is below it, in the order of the help.

@@ -15,31 +15,14 @@ import (
 // flow may reach the one, never the other, whichever DNAT picks, at the cluster
 // IP, the node port and an external IP, with and without the agent alive.
 func TestServiceBackends(t *testing.T) {
-	spec := lab.DefaultSpec("it-svc")
-	spec.Pods = append(spec.Pods, lab.PodSpec{Namespace: "shop", Name: "canary", Labels: map[string]string{"app": "cart", "track": "canary"}})
+	spec := mixedSpec("it-svc")
 	for i := range spec.Services {
 		if spec.Services[i].Name == "cart" {
 			spec.Services[i].ExternalIPs = []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8:10::10")}
 		}
 	}
 	w := harness.New(t, spec)
-	w.Write("deny.yaml", denyAll+`
----
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: frontend, namespace: shop}
-spec:
-  podSelector: {matchLabels: {app: frontend}}
-  policyTypes: [Egress]
-  egress: [{to: [{podSelector: {matchLabels: {app: cart}, matchExpressions: [{key: track, operator: DoesNotExist}]}}]}]
----
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: cart, namespace: shop}
-spec:
-  podSelector: {matchLabels: {app: cart}}
-  ingress: [{from: [{podSelector: {matchLabels: {app: frontend}}}]}]
-`)
+	w.Write("deny.yaml", mixed)
 	front, cart, canary := w.Pod("shop/frontend"), w.Pod("shop/cart"), w.Pod("shop/canary")
 	svc, err := w.Lab.Service("shop/cart")
 	if err != nil {

@@ -55,6 +55,15 @@ func readManifest(t *testing.T, w *harness.World, name string) string {
 	return string(b)
 }
 
+// webOnly lets the shop reach one host outside, by both families.
+const webOnly = `
+apiVersion: postern.dev/v1alpha1
+kind: EgressPolicy
+metadata: {name: web, namespace: shop}
+spec: {podSelector: {}, egress: [{to: [{networks: [203.0.113.80/32, "2001:db8:80::80/128"]}]}]}
+`
+
+// mixed lets frontend reach cart, and not canary, which is behind the same Service.
 const mixed = denyAll + `
 ---
 apiVersion: networking.k8s.io/v1
@@ -343,12 +352,7 @@ spec: {podSelector: {matchLabels: {app: frontend}}, policyTypes: [Egress], egres
 // the pod opens itself.
 func TestFloodFromOutside(t *testing.T) {
 	w := harness.New(t, lab.DefaultSpec("it-flood"))
-	w.Write("egress.yaml", `
-apiVersion: postern.dev/v1alpha1
-kind: EgressPolicy
-metadata: {name: web, namespace: shop}
-spec: {podSelector: {}, egress: [{to: [{networks: ["2001:db8:80::80/128"]}]}]}
-`)
+	w.Write("egress.yaml", webOnly)
 	front := w.Pod("shop/frontend")
 	web := netip.AddrPortFrom(lab.WebV6, lab.EchoPort)
 	w.Allowed(front, "tcp", web)
@@ -406,12 +410,7 @@ func TestOwnAddressFromOutside(t *testing.T) {
 // TestForgedReset: a reset that neither end has sent ends no connection that goes on.
 func TestForgedReset(t *testing.T) {
 	w := harness.New(t, lab.DefaultSpec("it-reset"))
-	w.Write("egress.yaml", `
-apiVersion: postern.dev/v1alpha1
-kind: EgressPolicy
-metadata: {name: web, namespace: shop}
-spec: {podSelector: {}, egress: [{to: [{networks: ["2001:db8:80::80/128"]}]}]}
-`)
+	w.Write("egress.yaml", webOnly)
 	front := w.Pod("shop/frontend")
 	c, err := front.Dial(t.Context(), "tcp", netip.AddrPortFrom(lab.WebV6, lab.EchoPort).String())
 	if err != nil {
@@ -439,12 +438,7 @@ spec: {podSelector: {}, egress: [{to: [{networks: ["2001:db8:80::80/128"]}]}]}
 // TestOrderOfAddresses: podIPs in another order are the same pod's.
 func TestOrderOfAddresses(t *testing.T) {
 	w := harness.New(t, lab.DefaultSpec("it-order"))
-	w.Write("egress.yaml", `
-apiVersion: postern.dev/v1alpha1
-kind: EgressPolicy
-metadata: {name: web, namespace: shop}
-spec: {podSelector: {}, egress: [{to: [{networks: ["203.0.113.80/32"]}]}]}
-`)
+	w.Write("egress.yaml", webOnly)
 	front := w.Pod("shop/frontend")
 	c, err := front.Dial(t.Context(), "tcp", netip.AddrPortFrom(lab.WebV4, lab.EchoPort).String())
 	if err != nil {
